@@ -1,0 +1,73 @@
+# Each target does its own set-up. `make` alone lists them; the lists are the comments after `##`.
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TESTED := $(VENV)/.tested
+PACKAGES := features models stream infra freshrank
+CODE := $(PACKAGES) tests $(wildcard bench)
+# Every file that a test may depend on: all but what a machine makes for itself.
+SOURCES = $(shell find . -type f -not -path './.*/*' -not -path '*/__pycache__/*' -not -path '*.egg-info/*' \
+	-not -path './build/*')
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint bench clean lock
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-9s %s\n", $$1, $$2 }'
+
+install: $(INSTALLED) ## make .venv with the locked dependencies (once, then only when they change)
+
+demo: install ## watch freshrank learn from a real log and serve what it learned
+	@$(BIN)/freshrank demo
+
+test: lint ## lint, then every test but the slow ones (no network, no Docker, under three minutes)
+	$(BIN)/pytest -m "not slow"
+	@touch $(TESTED)
+
+test-all: $(TESTED) ## everything: `make test` unless nothing changed since it passed, then the slow tests
+	$(BIN)/pytest -m slow
+
+lint: install ## formatting, style, types, import contracts, and each package's map
+	$(BIN)/ruff format --check --quiet $(CODE) || { echo "run: $(BIN)/ruff format $(CODE)"; exit 1; }
+	$(BIN)/ruff check --quiet $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest -q tests/test_map.py
+
+bench: install ## measure speed and memory; JSON on standard output
+	@$(BIN)/python -m bench
+
+clean: ## remove .venv, .freshrank and everything else that is not source
+	@test ! -x $(BIN)/freshrank || $(BIN)/freshrank broker stop >/dev/null 2>&1 || true
+	rm -rf $(VENV) .freshrank build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.lock pyproject.toml infra/kafka.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("freshrank needs Python 3.11 or \
+	newer, but $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 install" % v[:2])'
+	@echo "Installing into $(VENV): 6 GB on disk, most of it torch; needed once."
+	@$(PYTHON) -m venv $(VENV)
+	@awk '/^uv==/ { on = 1 } on { print } on && !/\\$$/ { exit }' requirements.lock > $(VENV)/uv.txt
+	@$(BIN)/pip install --quiet --require-hashes -r $(VENV)/uv.txt
+	@# uv takes a quarter of pip's time. Where only pip is configured for a package index, pip does it.
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --require-hashes requirements.lock \
+		|| $(BIN)/pip install --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "Fetching the embedded broker's jars (45 MB), unless they are there."
+	@$(BIN)/python -W ignore -c 'from infra.broker_jars import find_jars; find_jars()' \
+		|| echo "The jars could not be fetched now; the first start of the broker tries again."
+	@touch $@
+
+$(TESTED): $(SOURCES)
+	@$(MAKE) test
+
+# For those who change dependencies: pins everything with hashes, names no address.
+lock: install
+	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --universal --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--quiet --output-file requirements.lock

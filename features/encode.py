@@ -1,0 +1,126 @@
+"""From values to keys: the one function that training and serving share.
+
+Owns how a raw value becomes a 64-bit key. Must not know counts, vocabularies or where a frame comes from.
+
+Invariants: a key depends on the field's name and the value alone, never on the other rows, the order of the fields or
+the process; 0 means absent (missing, unknown column, NaN) and no value has key 0; the keys of a field with several
+values are distinct and in one fixed order, so a list and its reordering are the same thing.
+
+Shape legend: `N` rows, `S` slots, `W` slots of one field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from features.fields import Field, slot_counts
+
+Keys = npt.NDArray[np.uint64]
+
+MANTISSA_BITS = 3  # 8 buckets per doubling: neighbours differ by about 9 %; chosen by hand
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def encode(frame: pl.DataFrame, fields: Sequence[Field]) -> Keys:
+    """Return the keys of a frame's rows, (N, S), slots as `slot_counts` lays them out.
+
+    Raises:
+        ValueError: If a `category` or `number` field holds lists.
+    """
+    parts: dict[str, Keys] = {}
+    for field, width in zip(fields, slot_counts(fields), strict=True):
+        if field.side == "cross":
+            parts[field.name] = _cross(field, [parts[name] for name in field.of], width)
+        elif field.column not in frame.columns:
+            parts[field.name] = np.zeros((len(frame), width), np.uint64)
+        else:
+            parts[field.name] = _encode_column(frame[field.column], field)
+    return np.concatenate([parts[field.name] for field in fields], axis=1)
+
+
+def slot_fields(fields: Sequence[Field]) -> npt.NDArray[np.int16]:
+    """Return which field each slot belongs to, (S,)."""
+    return np.repeat(np.arange(len(fields), dtype=np.int16), slot_counts(fields))
+
+
+def field_key(field: Field, value: str) -> int:
+    """Return the key of one category value, as `encode` gives it."""
+    return _hash(value.encode(), _seed(field))
+
+
+def mix(keys: Keys) -> Keys:
+    """Return scrambled keys, element by element and one to one; 0 stays 0.
+
+    Source: the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+    """
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
+
+
+def _seed(field: Field) -> int:
+    return xxhash.xxh3_64_intdigest(field.name.encode())
+
+
+def _hash(value: bytes, seed: int) -> int:
+    return xxhash.xxh3_64_intdigest(value, seed) or 1
+
+
+def _encode_column(values: pl.Series, field: Field) -> Keys:
+    if field.kind == "categories":
+        return _encode_lists(values, field)
+    if isinstance(values.dtype, pl.List | pl.Array):
+        raise ValueError(f'field "{field.name}" must hold one {field.kind} per row, got {values.dtype}; use "categories"')
+    if field.kind == "number":
+        return _encode_numbers(values, field)[:, None]
+    return _encode_strings(values.cast(pl.String, strict=False).to_arrow(), field)[:, None]
+
+
+def _encode_strings(values: pa.Array, field: Field) -> Keys:
+    """Hash each distinct value once, then gather: logs repeat themselves."""
+    coded = pc.dictionary_encode(values)
+    seed = _seed(field)
+    keys = np.array([0] + [_hash(value, seed) for value in coded.dictionary.cast(pa.large_binary()).to_pylist()], np.uint64)
+    codes: npt.NDArray[np.int32] = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
+    return keys[codes + 1]
+
+
+def _encode_numbers(values: pl.Series, field: Field) -> Keys:
+    """Bucket by sign, exponent and top bits of the mantissa: scale-free, without a look at other rows."""
+    numbers = values.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy() + 0.0  # -0.0 becomes 0.0
+    buckets = numbers.view(np.uint64) >> np.uint64(52 - MANTISSA_BITS)
+    keys = np.maximum(mix(mix(buckets + _GOLDEN) ^ np.uint64(_seed(field))), np.uint64(1))
+    return np.where(np.isnan(numbers), np.uint64(0), keys)
+
+
+def _encode_lists(values: pl.Series, field: Field) -> Keys:
+    lists = values.cast(pl.List(pl.String), strict=False).list.head(field.values_max).to_arrow()
+    lengths: npt.NDArray[np.int64] = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+    keys = np.zeros((len(values), field.values_max), np.uint64)
+    keys[np.arange(field.values_max) < lengths[:, None]] = _encode_strings(lists.flatten(), field)
+    return _distinct(keys)
+
+
+def _distinct(keys: Keys) -> Keys:
+    """Return each row's keys in falling order, repeats taken out, absent ones last."""
+    ordered = np.sort(keys, axis=1)
+    ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = 0
+    return np.sort(ordered, axis=1)[:, ::-1]
+
+
+def _cross(field: Field, parts: Sequence[Keys], width: int) -> Keys:
+    """Mix the keys of the parts in their order; absent as soon as one part is."""
+    keys = np.full((len(parts[0]), width), _seed(field), np.uint64)
+    absent = np.zeros(keys.shape, bool)
+    for part in parts:
+        keys = mix(keys + _GOLDEN) ^ part
+        absent |= part == 0
+    keys = np.maximum(mix(mix(keys + _GOLDEN)), np.uint64(1))
+    return np.where(absent, np.uint64(0), keys)

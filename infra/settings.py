@@ -1,0 +1,409 @@
+"""The one reader of the TOML file and the environment: bytes on disk to frozen, checked settings.
+
+Owns every key of a deployment's file, its default and its rule. Must not know what the settings are used for: edges
+read them once and pass them on as keyword arguments.
+
+Invariants: settings that were read are possible (a slide is not longer than its window, a wait is positive); every
+error is one `SettingsError` that names the key, the rule, what was found and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from features.fields import Field, check_fields
+
+STATE_DIR_DEFAULT = ".freshrank"
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot be used; the command line prints it and exits with 2."""
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class ClickDelay(_Section, frozen=True):
+    """Delays drawn for logs that do not hold them: exponential, keyed by a hash of the row."""
+
+    mean: float = 5.0
+    seed: int = 7
+
+
+class Join(_Section, frozen=True):
+    """A second file whose columns are added to each row."""
+
+    file: str
+    on: str
+
+
+class LogSettings(_Section, frozen=True):
+    """[log]: where raw rows come from and which columns mean what.
+
+    Attributes:
+        files: Parquet, CSV(.gz) or NDJSON; globs; relative to the configuration file or to `--data DIR`.
+        label: Column with 0/1, or with a number when `label_at_least` says from where on it is a click.
+        click_time: Column with the event time of the click, empty or null where there was none.
+        request: Columns that together make one request; none: each row is its own.
+        position: Column with the place in the list; none: the order of the rows within their request.
+    """
+
+    files: tuple[str, ...]
+    time: str
+    time_unit: Literal["s", "ms", "us", "iso"] = "s"
+    label: str = "click"
+    label_at_least: float | None = None
+    click_time: str = ""
+    click_delay_s: ClickDelay = ClickDelay()
+    request: tuple[str, ...] = ()
+    position: str = ""
+    joins: tuple[Join, ...] = ()
+    separator: str = ","
+
+
+class LedgerSettings(_Section, frozen=True):
+    """[ledger]: how long an impression waits for its click, and when a block closes."""
+
+    wait_s: float = 60.0
+    grace_s: float = 60.0
+    disorder_s: float = 1.0
+    late_clicks: Literal["wait"] = "wait"
+    block_rows: int = 4096
+    block_s: float = 1.0
+
+
+class WindowSettings(_Section, frozen=True):
+    """[window]: slides of equal length, or given by their edges.
+
+    Attributes:
+        slide_s: Length of a slide in event time; 0 when `edges` are given.
+        window_s: The newest event time that an update may train on; 0 means the newest slide alone.
+        warmup_s: Event time before the first gate decision; until then every model is promoted.
+        edges: Event times that end slides of unequal length; the last slide is open.
+    """
+
+    slide_s: float = 0.0
+    window_s: float = 0.0
+    warmup_s: float = 0.0
+    edges: tuple[float, ...] = ()
+
+
+class PriorSettings(_Section, frozen=True):
+    """[priors]: how click rates per value are kept.
+
+    Attributes:
+        half_lives_s: Memories kept side by side, in seconds of event time.
+        levels: Fields from fine to coarse: each backs off to the next, the last to the overall rate.
+        evidence_min: A value whose impressions (longest memory) have decayed below this is forgotten.
+        publish_s: How often (append time) the live counts are published.
+    """
+
+    half_lives_s: tuple[float, ...] = (3600.0, 86400.0, 2592000.0)
+    levels: tuple[str, ...] = ()
+    evidence_min: float = 0.1
+    publish_s: float = 1.0
+
+
+class ModelSettings(_Section, frozen=True):
+    """[model]: the network and who gets a parameter in it.
+
+    Attributes:
+        family: Name of this lineage of models; the trainer's fence and the key in `snapshots`.
+        dim: Width of an embedding row.
+        admit_min: Impressions (longest memory) from which on a value has an embedding row.
+        forget_min: Impressions below which it loses it; lower than `admit_min`.
+    """
+
+    network: str = "mlp"
+    family: str = "ctr"
+    dim: int = 8
+    hidden: tuple[int, ...] = (64, 32)
+    admit_min: float = 2.0
+    forget_min: float = 0.5
+
+
+class UpdateSettings(_Section, frozen=True):
+    """[update]: how a slide is learnt."""
+
+    strategy: Literal["incremental", "static"] = "incremental"
+    learning_rate: float = 0.001
+    embedding_learning_rate: float = 0.02
+    batch_rows: int = 512
+    threads: int = 1
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class GateSettings(_Section, frozen=True):
+    """[gate]: when the challenger replaces the champion.
+
+    Attributes:
+        alpha: Probability of a false promotion, over all looks together.
+        margin: Log loss per impression by which a fresher model may be worse and still be promoted.
+        buckets: User-hash buckets per slide: one bucket of one slide is one piece of evidence.
+        evidence_clip: Bound of one piece of evidence, log loss; keeps one odd bucket from deciding.
+        clicks_min: A slide with fewer clicks is no evidence.
+        calibration: Mean prediction over click rate must lie within these bounds.
+    """
+
+    alpha: float = 0.05
+    margin: float = 0.01
+    buckets: int = 128
+    evidence_clip: float = 0.25
+    clicks_min: int = 50
+    calibration: tuple[float, float] = (0.5, 2.0)
+
+
+class ServeSettings(_Section, frozen=True):
+    """[serve]: the ranking service and its limits."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    candidates_max: int = 5000
+    events_max: int = 1000
+    body_bytes_max: int = 4_000_000
+    top: int = 20
+
+
+class KafkaSettings(_Section, frozen=True):
+    """[kafka]: the cluster; empty `bootstrap_servers` means the embedded broker.
+
+    Attributes:
+        clock: `live`: silent partitions get ticks, events from the future are dead letters; `replay`: the log ticks.
+        security: protocol, sasl_mechanism, sasl_username, sasl_password, ca_file, cert_file, key_file.
+        prefix: Stands before each topic and group; empty means the deployment's name.
+        max_delay_s: (live) how late an event may arrive; bounds the ticks of silent partitions.
+        max_ahead_s: (live) how far an event's time may lie after its append time.
+    """
+
+    bootstrap_servers: str = ""
+    clock: Literal["live", "replay"] = "replay"
+    security: dict[str, str] = {}
+    prefix: str = ""
+    partitions: int = 4
+    max_delay_s: float = 60.0
+    max_ahead_s: float = 60.0
+
+
+class RegistrySettings(_Section, frozen=True):
+    """[registry]: where snapshots live (an fsspec URL; empty: the state directory)."""
+
+    url: str = ""
+    keep: int = 10
+
+
+class Settings(_Section, frozen=True):
+    """Everything that one TOML file says, with defaults filled in."""
+
+    name: str
+    fields: tuple[Field, ...]
+    log: LogSettings | None = None
+    ledger: LedgerSettings = LedgerSettings()
+    window: WindowSettings = WindowSettings(slide_s=3600.0)
+    priors: PriorSettings = PriorSettings()
+    model: ModelSettings = ModelSettings()
+    update: UpdateSettings = UpdateSettings()
+    gate: GateSettings = GateSettings()
+    serve: ServeSettings = ServeSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    registry: RegistrySettings = RegistrySettings()
+
+    @property
+    def prefix(self) -> str:
+        """What stands before every topic and consumer group."""
+        return self.kafka.prefix or self.name
+
+
+def read_settings(path: str | Path) -> Settings:
+    """Return the checked settings of a TOML file.
+
+    Raises:
+        SettingsError: If the file cannot be read, is no TOML, or breaks a rule.
+    """
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} must be a readable file, got: {error.strerror}; check the path") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path} must be UTF-8 text, got other bytes; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} must be TOML, got: {error}") from None
+    try:
+        return parse_settings(raw)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def parse_settings(raw: dict[str, Any]) -> Settings:
+    """Return the checked settings of parsed TOML.
+
+    Raises:
+        SettingsError: If a key is unknown, missing, of the wrong type, or the values are impossible together.
+    """
+    _check_keys(raw, Settings, "")
+    for name in Settings.__struct_fields__:
+        if isinstance(raw.get(name), dict):
+            _check_keys(raw[name], _section_type(name), name)
+    settings = _convert(raw, Settings)
+    try:
+        check_fields(settings.fields)
+        _check_values(settings)
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    return settings
+
+
+def state_dir() -> Path:
+    """Return the directory for everything that freshrank keeps on this machine (`FRESHRANK_HOME`)."""
+    return Path(os.environ.get("FRESHRANK_HOME", STATE_DIR_DEFAULT)).absolute()
+
+
+def registry_url(settings: Settings) -> str:
+    """Return where the snapshots of a deployment live."""
+    return settings.registry.url or str(state_dir() / "registry" / settings.prefix)
+
+
+_T = TypeVar("_T")
+
+
+def _section_type(name: str) -> type[msgspec.Struct]:
+    default = next(f for f in msgspec.structs.fields(Settings) if f.name == name)
+    return LogSettings if name == "log" else type(default.default)
+
+
+def _check_keys(raw: dict[str, Any], section: type[msgspec.Struct], name: str) -> None:
+    known = section.__struct_fields__
+    for key in raw:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(known)}"
+            raise SettingsError(f'{_label(name)}must hold known keys only, got "{key}"; {hint}')
+
+
+def _convert(raw: dict[str, Any], into: type[_T]) -> _T:
+    try:
+        return msgspec.convert(raw, into)
+    except msgspec.ValidationError as error:
+        rule, _, where = str(error).partition(" - at ")
+        path = where.strip("`").removeprefix("$").removeprefix(".")
+        section, _, key = path.partition(".")
+        label = f"[{section}] {key}" if key else (section or "the file")
+        if missing := re.fullmatch(r"Object missing required field `(\w+)`", rule):
+            label = f"[{path}] " if path else ""
+            raise SettingsError(f'{label}must hold the key "{missing[1]}", got none; add it') from None
+        raise SettingsError(f"{label} has a value of the wrong type or choice: {rule[0].lower() + rule[1:]}") from None
+
+
+def _label(section: str) -> str:
+    return f"[{section}] " if section else "the file "
+
+
+def _check_values(settings: Settings) -> None:
+    _check_positive(settings)
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", settings.prefix):
+        raise SettingsError(f'name must be letters, digits, ".", "_" or "-" (it names topics), got "{settings.prefix}"')
+    _check_window(settings.window)
+    names = {field.name for field in settings.fields}
+    for level in settings.priors.levels:
+        if level not in names:
+            raise SettingsError(f'[priors] levels must name fields, got "{level}"; fields: {", ".join(sorted(names))}')
+    for key, known in (("security", _SECURITY_KEYS),):
+        _check_security(settings.kafka.security, key, known)
+    if settings.model.forget_min > settings.model.admit_min:
+        _impossible("[model] forget_min", f"be <= admit_min ({settings.model.admit_min})", settings.model.forget_min)
+    low, high = settings.gate.calibration
+    if not 0.0 < low < 1.0 < high:
+        _impossible("[gate] calibration", "be two bounds around 1, e.g. [0.5, 2.0]", [low, high])
+    if not settings.gate.alpha < 1.0:
+        _impossible("[gate] alpha", "be a probability below 1", settings.gate.alpha)
+
+
+_SECURITY_KEYS = (
+    "protocol",
+    "sasl_mechanism",
+    "sasl_username",
+    "sasl_password",
+    "ca_file",
+    "cert_file",
+    "key_file",
+)
+
+
+def _check_security(security: dict[str, str], key: str, known: tuple[str, ...]) -> None:
+    for name in security:
+        if name not in known:
+            raise SettingsError(f'[kafka] {key} must hold known keys only, got "{name}"; known: {", ".join(known)}')
+
+
+def _check_positive(settings: Settings) -> None:
+    positive: list[tuple[str, float]] = [
+        ("[ledger] wait_s", settings.ledger.wait_s),
+        ("[ledger] block_rows", settings.ledger.block_rows),
+        ("[ledger] block_s", settings.ledger.block_s),
+        ("[priors] publish_s", settings.priors.publish_s),
+        ("[model] dim", settings.model.dim),
+        ("[update] batch_rows", settings.update.batch_rows),
+        ("[update] threads", settings.update.threads),
+        ("[update] learning_rate", settings.update.learning_rate),
+        ("[update] embedding_learning_rate", settings.update.embedding_learning_rate),
+        ("[gate] alpha", settings.gate.alpha),
+        ("[gate] buckets", settings.gate.buckets),
+        ("[gate] evidence_clip", settings.gate.evidence_clip),
+        ("[serve] candidates_max", settings.serve.candidates_max),
+        ("[serve] events_max", settings.serve.events_max),
+        ("[serve] body_bytes_max", settings.serve.body_bytes_max),
+        ("[serve] top", settings.serve.top),
+        ("[kafka] partitions", settings.kafka.partitions),
+        ("[registry] keep", settings.registry.keep),
+    ]
+    positive += [("[priors] half_lives_s", value) for value in settings.priors.half_lives_s]
+    positive += [("[model] hidden", value) for value in settings.model.hidden]
+    at_least_zero: list[tuple[str, float]] = [
+        ("[ledger] grace_s", settings.ledger.grace_s),
+        ("[ledger] disorder_s", settings.ledger.disorder_s),
+        ("[window] slide_s", settings.window.slide_s),
+        ("[window] window_s", settings.window.window_s),
+        ("[window] warmup_s", settings.window.warmup_s),
+        ("[priors] evidence_min", settings.priors.evidence_min),
+        ("[model] forget_min", settings.model.forget_min),
+        ("[gate] margin", settings.gate.margin),
+        ("[gate] clicks_min", settings.gate.clicks_min),
+        ("[serve] port", settings.serve.port),
+        ("[kafka] max_delay_s", settings.kafka.max_delay_s),
+        ("[kafka] max_ahead_s", settings.kafka.max_ahead_s),
+    ]
+    if settings.log is not None:
+        at_least_zero.append(("[log] click_delay_s.mean", settings.log.click_delay_s.mean))
+    for key, value in positive:
+        if not (value > 0 and math.isfinite(value)):
+            _impossible(key, "be > 0", value)
+    for key, value in at_least_zero:
+        if not (value >= 0 and math.isfinite(value)):
+            _impossible(key, "be >= 0", value)
+    if not settings.priors.half_lives_s:
+        _impossible("[priors] half_lives_s", "hold at least one half-life", [])
+
+
+def _check_window(window: WindowSettings) -> None:
+    if bool(window.edges) == bool(window.slide_s):
+        got = "both" if window.edges else "neither"
+        raise SettingsError(f"[window] must hold either slide_s > 0 or edges, got {got}; keep one")
+    if any(later <= sooner for sooner, later in zip(window.edges, window.edges[1:], strict=False)):
+        raise SettingsError("[window] edges must grow, got one that is not later than the one before; sort them")
+    if window.window_s and window.window_s < window.slide_s:
+        _impossible("[window] window_s", f"be >= slide_s ({window.slide_s})", window.window_s)
+
+
+def _impossible(key: str, rule: str, got: object) -> None:
+    raise SettingsError(f"{key} must {rule}, got {got}")

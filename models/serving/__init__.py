@@ -1,0 +1,11 @@
+"""The ranking service: is handed snapshots, priors and a way to publish events; knows no Kafka.
+
+Files in reading order (C: core, values in and values out; E: edge, does the IO):
+
+    schema.py C what a request and an answer are
+    catalog.py C the ads that can be named by id
+    rank.py C candidates to probabilities to an order
+    pipeline.py E one request from candidates to answer
+    refresh.py E brings new snapshots in
+    app.py E the HTTP side
+"""

@@ -1,0 +1,203 @@
+"""The HTTP side of the ranking service.
+
+Owns routes, limits on bodies, status codes and the JSON of every refusal. Must not know Kafka or models: it is handed
+a pipeline, a way to publish and what is still missing.
+
+Invariants: whatever a caller sends, the answer is below 500, in JSON, and says what, rule and got; what cannot be done
+now is a 503 with Retry-After; a body is never held beyond its limit, whatever its Content-Length says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infra.metrics import ServeMetrics, expose
+from models.serving.pipeline import Pipeline, Publish, Unavailable
+from models.serving.schema import ClientEvent, EventResult, EventsAnswer, Fault, Rejected, read_events
+
+BODY_WAIT_S = 10.0  # chosen by hand: a body that takes longer is not a caller who waits for a ranking
+RETRY_AFTER_S = 1
+_ROUTES = {
+    "/v1/rank": "rank",
+    "/v1/events": "events",
+    "/healthz": "healthz",
+    "/readyz": "readyz",
+    "/metrics": "metrics",
+}
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(
+    pipeline: Pipeline,
+    publish: Publish,
+    metrics: ServeMetrics,
+    *,
+    missing: Callable[[], Sequence[str]],
+    now_s: Callable[[], float],
+    body_bytes_max: int,
+    events_max: int,
+    ahead_max_s: float,
+) -> Starlette:
+    """Return the service as an ASGI application.
+
+    Args:
+        missing: The parts without which it is not ready, empty once it is.
+        now_s: Event time of what happens now.
+        ahead_max_s: How far beyond it the time of an event from outside may lie.
+    """
+
+    async def rank(request: Request) -> Response:
+        return _json(await pipeline.rank(await _body(request, body_bytes_max)))
+
+    async def events(request: Request) -> Response:
+        body = await _body(request, body_bytes_max)
+        read = read_events(body, events_max=events_max, now_s=now_s(), ahead_max_s=ahead_max_s)
+        results = await _publish_all(read, publish)
+        accepted = sum(result.accepted for result in results)
+        answer = EventsAnswer(accepted, len(results) - accepted, results)
+        return _json(answer, 200 if accepted else 400)
+
+    async def healthz(_: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def readyz(_: Request) -> Response:
+        parts = list(missing())
+        return _json({"ready": not parts, "missing": parts}, 503 if parts else 200)
+
+    async def exported(_: Request) -> Response:
+        content, media_type = expose(metrics.registry)
+        return Response(content, media_type=media_type)
+
+    return Starlette(
+        routes=[
+            Route("/v1/rank", rank, methods=["POST"]),
+            Route("/v1/events", events, methods=["POST"]),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", exported),
+        ],
+        middleware=[Middleware(_CountAnswers, metrics=metrics)],
+        exception_handlers={
+            Rejected: _rejected,
+            Unavailable: _unavailable,
+            HTTPException: _no_such,
+            ClientDisconnect: _gone,
+            Exception: _failed,
+        },
+    )
+
+
+class _CountAnswers:
+    """Counts each answer by route and status."""
+
+    def __init__(self, app: ASGIApp, metrics: ServeMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counting_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = _ROUTES.get(scope["path"], "other")
+                self._metrics.answers.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counting_send)
+
+
+async def _body(request: Request, bytes_max: int) -> bytes:
+    """Return the body, counted as it comes in: a Content-Length may lie or be missing.
+
+    Raises:
+        Rejected: If it is larger than the limit.
+        HTTPException: If it takes too long.
+    """
+    said = request.headers.get("content-length", "")
+    if said.isdecimal() and int(said) > bytes_max:
+        raise Rejected("body", f"must be at most {bytes_max} bytes", said, is_too_large=True)
+    chunks: list[bytes] = []
+    count = 0
+    try:
+        async with asyncio.timeout(BODY_WAIT_S):
+            async for chunk in request.stream():
+                count += len(chunk)
+                if count > bytes_max:
+                    raise Rejected("body", f"must be at most {bytes_max} bytes", f"{count} or more", is_too_large=True)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise HTTPException(408, f"the whole body must come within {BODY_WAIT_S:g} s") from None
+    return b"".join(chunks)
+
+
+async def _publish_all(read: list[ClientEvent | Fault], publish: Publish) -> list[EventResult]:
+    """Publish the good events together; if the log is away for one, the caller is to send them all again."""
+
+    async def one(event: ClientEvent | Fault) -> EventResult:
+        if isinstance(event, Fault):
+            return EventResult(accepted=False, error=event)
+        try:
+            await publish(event)
+        except Rejected as rejected:
+            return EventResult(accepted=False, error=rejected.fault)
+        return EventResult(accepted=True)
+
+    outcomes = await asyncio.gather(*map(one, read), return_exceptions=True)
+    results: list[EventResult] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return results
+
+
+def _json(content: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+def _error(fault: Fault, status: int) -> Response:
+    return _json({"error": fault}, status)
+
+
+async def _rejected(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Rejected)
+    return _error(error.fault, 413 if error.is_too_large else 400)
+
+
+async def _unavailable(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Unavailable)
+    response = _error(Fault(error.part, "must be there to answer", error.why), 503)
+    response.headers["retry-after"] = str(RETRY_AFTER_S)
+    return response
+
+
+async def _no_such(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        fault = Fault("method", "must be one that the path has", request.method)
+    elif error.status_code == 404:
+        fault = Fault("path", f"must be one of {', '.join(_ROUTES)}", request.url.path)
+    else:
+        fault = Fault("request", error.detail, "one that took longer")
+    response = _error(fault, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    """Answer a caller who has left; nobody reads it, but it is counted apart from failures."""
+    return _error(Fault("body", "must come whole", "a closed connection"), 400)
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    """Answer after a mistake of ours; the server logs it with its stack, the caller sees none."""
+    return _error(Fault("server", "must not fail", "a mistake of ours; it is logged"), 500)

@@ -1,0 +1,154 @@
+"""Candidates to click probabilities to an order, with one snapshot and the live counts on top of it.
+
+Owns the `Scorer` and the frame that it scores. Must not know requests, the catalog or where counts come from.
+
+Invariants: a scorer never changes: new counts make a new one, so whoever holds it sees one snapshot and one moment of
+the counts; values become keys by the function that training uses; equal scores keep the order in which they were asked.
+
+Shape legend: `K` candidates, `U` values of an update, `H` half-lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from features.encode import encode, slot_fields
+from features.fields import Field, Kind, raw_fields
+from features.priors import PriorTable, SettledRows, advance, lookup, set_counts
+from models.batch import Predictor
+from models.serving.schema import Ad, Clean
+from models.snapshot import Snapshot
+
+Scores = npt.NDArray[np.float32]
+
+_TYPES: dict[Kind, pl.DataType] = {
+    "category": pl.String(),
+    "categories": pl.List(pl.String()),
+    "number": pl.Float64(),
+}
+
+
+class CountUpdate(Protocol):
+    """Absolute counts of the values touched lately, as the live priors publish them."""
+
+    @property
+    def at_s(self) -> float:
+        """Event time of the counts."""
+
+    @property
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """Keys of the values (U,)."""
+
+    @property
+    def field(self) -> npt.NDArray[np.int16]:
+        """Field index of each (U,)."""
+
+    @property
+    def n(self) -> npt.NDArray[np.float64]:
+        """Impressions (U, H)."""
+
+    @property
+    def c(self) -> npt.NDArray[np.float64]:
+        """Clicks (U, H)."""
+
+    @property
+    def root_n(self) -> npt.NDArray[np.float64]:
+        """Impressions over all values (H,)."""
+
+    @property
+    def root_c(self) -> npt.NDArray[np.float64]:
+        """Clicks over all values (H,)."""
+
+
+class Scorer:
+    """Click probabilities by one snapshot.
+
+    Attributes:
+        version: The snapshot's.
+        slide: The last slide that it has seen; None: none.
+        table: The counts in use: the snapshot's, with newer ones on top.
+    """
+
+    def __init__(self, snapshot: Snapshot, predictor: Predictor, table: PriorTable) -> None:
+        """Put the parts together; `from_snapshot` is the way in."""
+        self.version = snapshot.version
+        self.slide = snapshot.slide
+        self.table = table
+        self._snapshot = snapshot
+        self._predictor = predictor
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Snapshot) -> Scorer:
+        """Return a scorer with the snapshot's own counts."""
+        return cls(snapshot, Predictor(snapshot), snapshot.priors)
+
+    def with_live_counts(self, live: PriorTable) -> Scorer:
+        """Return a scorer with the live counts over the snapshot's; ones older than the snapshot tell it nothing.
+
+        A value that the live counts hold is as new as they are, whenever it was last touched: had it been touched
+        since, it would have been published since. So one comparison of two times decides for all values.
+        """
+        own = self._snapshot.priors
+        if live.as_of_s < own.as_of_s:
+            return Scorer(self._snapshot, self._predictor, own)
+        table = set_counts(own, live.keys, live.field, live.n, live.c, live.as_of_s)
+        table = replace(table, root_n=live.root_n, root_c=live.root_c)
+        return Scorer(self._snapshot, self._predictor, table)
+
+    def score(self, frame: pl.DataFrame, time_s: float) -> Scores:
+        """Return the click probability of each row, (K,).
+
+        Args:
+            frame: The raw values, as `candidate_frame` lays them out.
+            time_s: Event time of the request; counts decay to it.
+        """
+        keys = encode(frame, self._snapshot.fields)  # (K, S)
+        counts = lookup(self.table, keys, max(time_s, self.table.as_of_s))
+        return self._predictor(keys, counts)
+
+
+def add_update(live: PriorTable, update: CountUpdate) -> PriorTable:
+    """Return the live counts with an update in them; one that is older than they are changes nothing.
+
+    Raises:
+        ValueError: If it was counted with another number of half-lives.
+    """
+    half_lives = len(live.half_lives_s)
+    if update.n.shape != (len(update.keys), half_lives) or update.c.shape != update.n.shape:
+        raise ValueError(f"[prior-updates] counts must have {half_lives} half-lives, got shape {update.n.shape}")
+    if update.at_s < live.as_of_s:
+        return live
+    table = set_counts(live, update.keys, update.field, update.n, update.c, update.at_s)
+    return replace(table, root_n=update.root_n, root_c=update.root_c)
+
+
+def forget(live: PriorTable, fields: Sequence[Field], *, evidence_min: float) -> PriorTable:
+    """Return the live counts without the values whose evidence has decayed below `evidence_min`."""
+    slot_field = slot_fields(fields)
+    nothing = SettledRows.empty(len(slot_field))
+    return advance(live, nothing, live.as_of_s, slot_field=slot_field, evidence_min=evidence_min)
+
+
+def candidate_frame(fields: Sequence[Field], values: dict[str, Clean], ads: Sequence[Ad]) -> pl.DataFrame:
+    """Return one row per ad with the columns of a frame of examples: the request's values repeated, the ad's own."""
+    columns = []
+    for field in raw_fields(fields):
+        kind = _TYPES[field.kind]
+        if field.side in ("user", "context"):
+            column = pl.Series(field.column, [values.get(field.name)], kind).new_from_index(0, len(ads))
+        else:
+            column = pl.Series(field.column, [ad.values.get(field.name) for ad in ads], kind)
+        columns.append(column)
+    return pl.DataFrame(columns)
+
+
+def best_first(scores: Scores, top: int) -> npt.NDArray[np.int64]:
+    """Return the indices of the `top` highest scores, highest first; ties in the order given."""
+    order: npt.NDArray[np.int64] = np.argsort(-scores, kind="stable")
+    return order[:top]

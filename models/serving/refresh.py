@@ -1,0 +1,138 @@
+"""Brings what serves up to date: new snapshots, and the live counts on top of them.
+
+Owns the way of a snapshot from its announcement to the one reference that requests read. Must not know who announces
+it. Loading, checking and warming up happen in a thread; requests go on meanwhile with what they have.
+
+Invariants: what serves is whole and has scored a real request before its first caller sees it; a snapshot that cannot
+be used is refused once, counted and logged, and the one before goes on serving; counts and snapshot change together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+
+from features.fields import Field
+from features.priors import PriorTable
+from infra.metrics import ServeMetrics
+from models.registry import Registry
+from models.serving.rank import CountUpdate, Scorer, add_update, forget
+from models.snapshot import SnapshotError
+from models.swap import Holder
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST_S = 0.2
+RETRY_MAX_S = 10.0  # a registry that was away is asked again within this time
+
+
+class Refresher:
+    """Follows announcements and count updates; see `want`, `run` and `apply`."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        holder: Holder[Scorer],
+        metrics: ServeMetrics,
+        *,
+        fields: Sequence[Field],
+        half_lives_s: Sequence[float],
+        evidence_min: float,
+        sample: Callable[[], tuple[pl.DataFrame, float]],
+    ) -> None:
+        """Begin without a snapshot and without counts.
+
+        Args:
+            sample: The last request's frame and time, for warming up.
+        """
+        self._registry = registry
+        self._holder = holder
+        self._metrics = metrics
+        self._fields = fields
+        self._evidence_min = evidence_min
+        self._sample = sample
+        self._live = PriorTable.empty(half_lives_s, len(fields))
+        self._wanted = ""
+        self._news = asyncio.Event()
+        self._one_change = asyncio.Lock()
+
+    def want(self, version: str) -> None:
+        """Say which snapshot is to serve; the newest call counts, and nobody waits."""
+        self._wanted = version
+        self._news.set()
+
+    async def run(self) -> None:
+        """Bring in what is wanted, for ever; a registry that cannot be reached is asked again and again."""
+        wait_s = RETRY_FIRST_S
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            version = self._wanted
+            try:
+                await self.bring_in(version)
+                wait_s = RETRY_FIRST_S
+            except OSError as error:
+                self._metrics.snapshots.labels("unreachable").inc()
+                log.warning("[refresh] snapshot %s cannot be read, trying again in %.1f s: %s", version, wait_s, error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_MAX_S)
+                self._news.set()
+
+    async def bring_in(self, version: str) -> bool:
+        """Load, check and warm up a snapshot, then swap; return whether it serves now.
+
+        Raises:
+            OSError: If the registry cannot be reached.
+        """
+        current = self._holder.current
+        if current is not None and current.version == version:
+            return True
+        try:
+            scorer = await asyncio.to_thread(self._load, version)
+        except (SnapshotError, ValueError) as error:
+            self._metrics.snapshots.labels("refused").inc()
+            serving = current.version if current else "nothing"
+            log.error("[refresh] snapshot %s is refused, %s goes on serving: %s", version, serving, error)
+            return False
+        async with self._one_change:
+            self._live = await asyncio.to_thread(forget, self._live, self._fields, evidence_min=self._evidence_min)
+            await self._swap(scorer)
+        self._metrics.snapshots.labels("swapped").inc()
+        self._metrics.swapped_at_s.set(time.time())
+        self._metrics.snapshot_slide.set(-1 if scorer.slide is None else scorer.slide)
+        log.info("[refresh] snapshot %s serves", version)
+        return True
+
+    async def apply(self, updates: Sequence[CountUpdate]) -> None:
+        """Put count updates, oldest first, under all later scores; a bad one is counted and left out."""
+        async with self._one_change:
+            for update in updates:
+                try:
+                    self._live = await asyncio.to_thread(add_update, self._live, update)
+                except ValueError as error:
+                    self._metrics.records.labels("prior-updates", "refused").inc()
+                    log.warning("[refresh] %s", error)
+                else:
+                    self._metrics.records.labels("prior-updates", "applied").inc()
+            if self._holder.current is not None:
+                await self._swap(self._holder.current)
+
+    async def _swap(self, scorer: Scorer) -> None:
+        scorer = await asyncio.to_thread(scorer.with_live_counts, self._live)
+        self._holder.swap(scorer)
+        self._metrics.counts_as_of_s.set(scorer.table.as_of_s)
+        self._metrics.prior_values.set(len(scorer.table.keys))
+
+    def _load(self, version: str) -> Scorer:
+        """Return a scorer that has proved itself on the last request; the first call of a network is its slowest."""
+        snapshot, _ = self._registry.load(version, fields=self._fields)
+        scorer = Scorer.from_snapshot(snapshot)
+        frame, time_s = self._sample()
+        if not np.isfinite(scorer.score(frame, time_s)).all():
+            raise SnapshotError(f"snapshot {version} must give finite probabilities, got others on the last request")
+        return scorer

@@ -1,0 +1,238 @@
+"""Blocks: what stages behind the ledger read and write, Arrow IPC bytes with a header of our own.
+
+Owns the columns of a block of examples and of a block of prior counts, and the header that says where it came from.
+Must not know Kafka or what the rows are used for.
+
+Invariants: the same rows and header give the same bytes; a header carries everything that a resume needs; a reader of
+a partition drops a block whose `number` it has seen, so delivery at least once is delivery once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from features.fields import Field, raw_fields
+
+VERSION = 1
+_HEADER_KEY = b"freshrank"
+_IPC = pa.ipc.IpcWriteOptions(compression="lz4")
+_T = TypeVar("_T", bound=msgspec.Struct)
+_ARROW_TYPES = {"category": pa.string(), "categories": pa.list_(pa.string()), "number": pa.float64()}
+
+
+class BlockError(ValueError):
+    """Bytes that are no block, or a block of a version that this program does not read."""
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """The ledger's rules that decided a block, seconds of event time."""
+
+    wait_s: float
+    grace_s: float
+    disorder_s: float
+
+
+class Counts(msgspec.Struct):
+    """What the ledger of one partition has done since its first record; cumulative but for `pending` and `held`.
+
+    Three conservation laws hold after every record: see `violations`.
+    """
+
+    records: int = 0
+    requests: int = 0
+    impressions: int = 0
+    clicks: int = 0
+    ticks: int = 0
+    duplicates: int = 0
+    dead_letters: int = 0
+    clicked: int = 0
+    expired_negative: int = 0
+    pending: int = 0
+    matched: int = 0
+    repeated: int = 0
+    late: int = 0
+    orphan: int = 0
+    held: int = 0
+
+    def violations(self) -> dict[str, int]:
+        """Return by how much each conservation law is broken, by its name; all 0 unless there is a fault."""
+        return {
+            "impressions": self.impressions - self.clicked - self.expired_negative - self.pending,
+            "clicks": self.clicks - self.matched - self.repeated - self.late - self.orphan - self.held,
+            "records": self.records
+            - (self.requests + self.impressions + self.clicks + self.ticks + self.duplicates + self.dead_letters),
+        }
+
+
+def add_counts(counts: Sequence[Counts]) -> Counts:
+    """Return the sum over partitions."""
+    return Counts(*(sum(getattr(one, name) for one in counts) for name in Counts.__struct_fields__))
+
+
+class Header(msgspec.Struct, frozen=True):
+    """Where a block came from, and the state in which the ledger closed it.
+
+    Attributes:
+        partition: Of `events` and of the block alike.
+        number: 0, 1, 2 … within the partition; with the partition it names the block (its tag).
+        through: Offset of the last event that is fully accounted for in this block and those before it.
+        watermark_s: No row that settles before this event time will follow.
+        resume_at: Offset of the oldest event that is still needed: where a resume begins to read.
+        resume_watermark_s: The watermark just before the event at `resume_at`.
+        counts: Cumulative over the partition, at `through`.
+    """
+
+    partition: int
+    number: int
+    through: int
+    watermark_s: float
+    resume_at: int
+    resume_watermark_s: float
+    rules: Rules
+    counts: Counts
+    v: int = VERSION
+
+
+def row_schema(fields: Sequence[Field]) -> pa.Schema:
+    """Return the columns of a block of examples: one row per settled impression."""
+    columns = [
+        ("request_id", pa.string()),
+        ("position", pa.int32()),
+        ("kind", pa.string()),  # clicked | expired_negative
+        ("time_s", pa.float64()),
+        ("settled_s", pa.float64()),
+        ("click", pa.int8()),
+        ("propensity", pa.float64()),
+        ("ad_id", pa.string()),
+        ("source_partition", pa.int32()),
+        ("source_offset", pa.int64()),
+    ]
+    columns += [(field.column, _ARROW_TYPES[field.kind]) for field in raw_fields(fields)]
+    return pa.schema(columns)
+
+
+def encode_block(header: Header, columns: dict[str, list[Any]], schema: pa.Schema) -> bytes:
+    """Return the bytes of a block of examples."""
+    arrays = [pa.array(columns[name], type=schema.field(name).type) for name in schema.names]
+    return _to_ipc(pa.record_batch(arrays, schema=schema), header)
+
+
+def decode_header(data: bytes) -> Header:
+    """Return the header alone; the rows are not touched.
+
+    Raises:
+        BlockError: If the bytes are no block of a version that this program reads.
+    """
+    return _header(_open(data).schema, Header)
+
+
+def decode_block(data: bytes) -> tuple[Header, pl.DataFrame]:
+    """Return a block of examples as its header and a frame with the columns of `row_schema`.
+
+    Raises:
+        BlockError: If the bytes are no block of a version that this program reads.
+    """
+    reader = _open(data)
+    return _header(reader.schema, Header), _frame(reader)
+
+
+class PriorUpdate(msgspec.Struct, frozen=True):
+    """Absolute counts of the values touched since the last publication, decayed to `at_s`.
+
+    Attributes:
+        at_s: Event time of the counts.
+        keys: Keys of the values touched, uint64 (U,).
+        field: Index of the field of each, int16 (U,).
+        n: Impressions per half-life, float64 (U, H).
+        c: Clicks per half-life, float64 (U, H).
+        root_n: Impressions over all values (H,).
+        root_c: Clicks over all values (H,).
+    """
+
+    at_s: float
+    keys: npt.NDArray[np.uint64]
+    field: npt.NDArray[np.int16]
+    n: npt.NDArray[np.float64]
+    c: npt.NDArray[np.float64]
+    root_n: npt.NDArray[np.float64]
+    root_c: npt.NDArray[np.float64]
+
+
+class _UpdateHeader(msgspec.Struct, frozen=True):
+    at_s: float
+    root_n: list[float]
+    root_c: list[float]
+    v: int = VERSION
+
+
+def encode_prior_update(update: PriorUpdate) -> bytes:
+    """Return the bytes of a block of prior counts."""
+    n_half_lives = update.n.shape[1]
+    columns: dict[str, pa.Array] = {"key": pa.array(update.keys), "field": pa.array(update.field)}
+    for index in range(n_half_lives):
+        columns[f"n{index}"] = pa.array(update.n[:, index])
+        columns[f"c{index}"] = pa.array(update.c[:, index])
+    header = _UpdateHeader(update.at_s, update.root_n.tolist(), update.root_c.tolist())
+    return _to_ipc(pa.record_batch(list(columns.values()), names=list(columns)), header)
+
+
+def decode_prior_update(data: bytes) -> PriorUpdate:
+    """Return the counts that a block of `prior-updates` holds.
+
+    Raises:
+        BlockError: If the bytes are no block of a version that this program reads.
+    """
+    reader = _open(data)
+    header = _header(reader.schema, _UpdateHeader)
+    table = reader.read_all()
+    count = range(len(header.root_n))
+    return PriorUpdate(
+        at_s=header.at_s,
+        keys=table["key"].to_numpy(),
+        field=table["field"].to_numpy(),
+        n=np.stack([table[f"n{index}"].to_numpy() for index in count], axis=1),
+        c=np.stack([table[f"c{index}"].to_numpy() for index in count], axis=1),
+        root_n=np.array(header.root_n),
+        root_c=np.array(header.root_c),
+    )
+
+
+def _to_ipc(batch: pa.RecordBatch, header: msgspec.Struct) -> bytes:
+    batch = batch.replace_schema_metadata({_HEADER_KEY: msgspec.json.encode(header)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=_IPC) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def _open(data: bytes) -> pa.RecordBatchStreamReader:
+    try:
+        return pa.ipc.open_stream(data)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BlockError(f"a block must be an Arrow IPC stream, got {len(data)} other bytes: {error}") from None
+
+
+def _header(schema: pa.Schema, kind: type[_T]) -> _T:
+    raw = (schema.metadata or {}).get(_HEADER_KEY)
+    if raw is None:
+        raise BlockError("a block must carry a freshrank header, got an Arrow stream without; is it the right topic?")
+    try:
+        version = msgspec.json.decode(raw).get("v")
+        if version != VERSION:
+            raise BlockError(f"a block must have version {VERSION}, got {version}; update freshrank")
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.MsgspecError as error:
+        raise BlockError(f"a block's header must follow {kind.__name__}, got: {error}") from None
+
+
+def _frame(reader: pa.RecordBatchStreamReader) -> pl.DataFrame:
+    frame = pl.from_arrow(reader.read_all())
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -1,0 +1,13 @@
+"""Logs in: files of raw rows to requests, impressions and clicks in the order of their event times.
+
+Files, in reading order (C core, E edge):
+
+    columns.py C one raw column to the type that its role asks for; what cannot be used gets the rule it broke
+    files.py E the formats: Parquet, CSV and NDJSON in chunks
+    reader.py E a log bigger than memory as normalised frames, joins and counts included
+    arrivals.py C rows to events: clicks at their own time, ticks at the slide boundaries
+    fetch.py E public logs from the package index, checked by hash
+    simulated.py E the simulated world as a file
+
+`reader.read_rows` and `arrivals.log_events` are what the backtest and the replay call.
+"""

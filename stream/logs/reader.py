@@ -1,0 +1,307 @@
+"""A log bigger than memory as frames of impressions in event-time order, joins and counts included.
+
+Owns the generic mapping that `[log]` describes: which files, which columns, which joins, what makes a request. Must not
+know events, topics or what the rows are used for.
+
+Invariants: `read = used + unusable`, row for row; rows of one request stand in one frame, in order of position; within
+a frame rows sort by (time_s, request_id, position), so frames of a log in time order do not depend on `rows_max`;
+a request's id depends on its own columns and its time alone.
+
+Files are expected in time order. Disorder within a chunk is mended; a row older than what has already left by more than
+`disorder_s` is sent all the same and counted as `out_of_order`: the ledger decides what it is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import polars as pl
+import xxhash
+
+from features.fields import Field, raw_fields
+from infra.settings import Join, LogSettings
+from stream.logs.columns import categories, kind_of, normalise, unreadable
+from stream.logs.files import Chunk, LogError, columns_of, find_files, read_chunks
+
+ROWS_MAX = 65_536  # rows in memory at a time; about 20 MB of text columns
+# A request travels as one record, below 1 MB: text needs at most six bytes a byte in JSON (control characters).
+REQUEST_BYTES_MAX = 150_000
+
+
+class RowCounts(msgspec.Struct):
+    """What became of the rows of a log so far.
+
+    Attributes:
+        read: Rows read, those that are no rows included.
+        used: Rows that became impressions.
+        clicks: How many of those were clicked.
+        unusable: Rows that were left out, by the rule that they break.
+        unreadable: Values that are no number though their field is one, by field; they count as missing.
+        unmatched: Rows without a partner in a joined file, by file; the joined values are missing.
+        out_of_order: Rows sent later than their time allows; the ledger may find them too late.
+    """
+
+    read: int = 0
+    used: int = 0
+    clicks: int = 0
+    unusable: dict[str, int] = {}
+    unreadable: dict[str, int] = {}
+    unmatched: dict[str, int] = {}
+    out_of_order: int = 0
+
+    def warnings(self) -> list[str]:
+        """Return one line for each thing that a user should know, worst first."""
+        lines = []
+        if self.used and self.clicks in (0, self.used):
+            every = "every" if self.clicks else "no"
+            lines.append(f"{every} row is a click: there is nothing to learn to tell apart; check [log] label")
+        lines += [f"{count} of {self.read} rows left out: {rule}" for rule, count in self.unusable.items()]
+        lines += [f"{count} values of {name} are no numbers: missing" for name, count in self.unreadable.items()]
+        lines += [f"{count} rows have no partner in {file}: values missing" for file, count in self.unmatched.items()]
+        if self.out_of_order:
+            lines.append(f"{self.out_of_order} rows come later than [ledger] disorder_s allows: sort the log by time")
+        return lines
+
+
+class Source(NamedTuple):
+    """One file of the log, or one joined to it, and the columns taken from it."""
+
+    path: Path
+    columns: tuple[str, ...]
+    join: Join | None = None
+
+
+def check_log(log: LogSettings, fields: Sequence[Field], bases: Sequence[Path]) -> list[Source]:
+    """Return which columns come from which file; reads schemas only, for `freshrank check`.
+
+    Args:
+        bases: Where relative names are looked for, in this order.
+
+    Raises:
+        LogError: If a file cannot be read or a column is missing or cannot be what it is used as.
+    """
+    paths = list(dict.fromkeys(path for pattern in log.files for path in find_files(pattern, bases)))
+    needed = _needed(log, fields)
+    found = columns_of(paths[0], log.separator)
+    own = tuple(name for name in needed if name in found)
+    sources = [Source(path, own) for path in paths]
+    for path in paths[1:]:
+        _check_columns(own, columns_of(path, log.separator), path)
+    for join in log.joins:
+        _check_columns([join.on], found, paths[0])
+        source, types = _joined_source(join, log, bases, wanted=[name for name in needed if name not in found])
+        sources.append(source)
+        found |= {name: types[name] for name in source.columns if name != join.on}
+    names = ", ".join(source.path.name for source in sources)
+    for name in needed:
+        if name not in found:
+            raise LogError(f'the log must have the column "{name}", got none in {names}; columns: {", ".join(found)}')
+    _check_kinds(log, fields, found)
+    return sources
+
+
+def read_rows(
+    log: LogSettings,
+    fields: Sequence[Field],
+    bases: Sequence[Path],
+    counts: RowCounts,
+    *,
+    disorder_s: float = 0.0,
+    rows_max: int = ROWS_MAX,
+) -> Iterator[pl.DataFrame]:
+    """Yield the usable rows: time_s, click, click_time_s, request_id, position, ad_id and a column per raw field.
+
+    Args:
+        counts: Counts up as rows are read; complete once the iterator is exhausted.
+
+    Raises:
+        LogError: As `check_log`; or if the log turns out unreadable, empty, or to hold no usable row at all.
+    """
+    sources = check_log(log, fields, bases)
+    joins = [_JoinTable(source, log.separator) for source in sources if source.join]
+    newest_s = 0.0
+    for frame in _whole_requests(_usable(log, fields, sources, joins, counts, rows_max=rows_max), rows_max):
+        ready = _cut_requests(frame, fields, counts)
+        counts.used += ready.height
+        counts.clicks += int(ready["click"].sum())
+        counts.out_of_order += int((ready["time_s"] < newest_s - disorder_s).sum())
+        newest_s = max(newest_s, float(ready["time_s"][-1]))
+        yield ready
+    if not counts.read:
+        raise LogError(f"the log must hold rows, got none in {', '.join(source.path.name for source in sources)}")
+    if not counts.used:
+        got = ", ".join(f"{rule} {count}" for rule, count in counts.unusable.items())
+        raise LogError(f"the log must hold usable rows, got none of {counts.read} ({got}); check [log] and time_unit")
+
+
+def _needed(log: LogSettings, fields: Sequence[Field]) -> tuple[str, ...]:
+    label = log.click_time or log.label
+    names = [log.time, label, *log.request, *([log.position] if log.position else []), *(join.on for join in log.joins)]
+    return tuple(dict.fromkeys([*names, *(field.name for field in raw_fields(fields))]))
+
+
+def _check_columns(names: Sequence[str], found: dict[str, pl.DataType], path: Path) -> None:
+    for name in names:
+        if name not in found:
+            raise LogError(f'{path} must have the column "{name}", got {", ".join(found)}')
+
+
+def _joined_source(
+    join: Join, log: LogSettings, bases: Sequence[Path], *, wanted: Sequence[str]
+) -> tuple[Source, dict[str, pl.DataType]]:
+    path, *others = find_files(join.file, bases)
+    if others:
+        raise LogError(f'[log] joins must name one file each, got {1 + len(others)} for "{join.file}"')
+    types = columns_of(path, log.separator)
+    _check_columns([join.on], types, path)
+    return Source(path, (join.on, *(name for name in wanted if name in types and name != join.on)), join), types
+
+
+def _check_kinds(log: LogSettings, fields: Sequence[Field], found: dict[str, pl.DataType]) -> None:
+    iso = log.time_unit == "iso"
+    times = ("text", "time") if iso else ("number", "time", "text")
+    rules: list[tuple[str, str, tuple[str, ...]]] = [(log.time, "time", times)]
+    rules.append((log.click_time, "click_time", times) if log.click_time else (log.label, "label", ("number", "text")))
+    rules += [(field.name, field.kind, _KINDS[field.kind]) for field in raw_fields(fields)]
+    for name, role, kinds in rules:
+        if (kind := kind_of(found[name])) not in kinds:
+            raise LogError(f'the column "{name}" is used as {role} and must hold {" or ".join(kinds)}, got {kind}')
+
+
+_KINDS = {
+    "category": ("number", "text", "time"),
+    "categories": ("number", "text", "list"),
+    "number": ("number", "text"),
+}
+
+
+class _JoinTable:
+    """A joined file in memory: its key as text, so that 17, 17.0 and "17" meet."""
+
+    def __init__(self, source: Source, separator: str) -> None:
+        assert source.join is not None
+        chunks = list(read_chunks(source.path, source.columns, separator, _WHOLE))
+        if not chunks or any(chunk.broken for chunk in chunks):
+            raise LogError(f"{source.path} must hold rows and nothing else: it is empty or has broken rows")
+        table = pl.concat([chunk.frame for chunk in chunks])
+        keyed = table.with_columns(categories(table[source.join.on]).alias(_KEY)).drop_nulls(_KEY)
+        twice = keyed.filter(pl.col(_KEY).is_duplicated())
+        if twice.height:
+            value = twice[_KEY][0]
+            raise LogError(f'{source.path} must hold each "{source.join.on}" once, got "{value}" more often')
+        self.on = source.join.on
+        self.file = source.path.name
+        self._table = keyed.drop(self.on)
+
+    def add_to(self, raw: pl.DataFrame, counts: RowCounts) -> pl.DataFrame:
+        """Return the rows with the columns of this table, null where it has no partner."""
+        keys = raw.with_columns(categories(raw[self.on]).alias(_KEY))
+        n_missing = keys.join(self._table, on=_KEY, how="anti").height
+        if n_missing:
+            _add(counts.unmatched, self.file, n_missing)
+        return keys.join(self._table, on=_KEY, how="left", maintain_order="left").drop(_KEY)
+
+
+_KEY = "join key"
+_WHOLE = 1 << 30  # rows: a joined file is read as one chunk, so that a column has one type
+
+
+def _usable(
+    log: LogSettings,
+    fields: Sequence[Field],
+    sources: Sequence[Source],
+    joins: Sequence[_JoinTable],
+    counts: RowCounts,
+    *,
+    rows_max: int,
+) -> Iterator[pl.DataFrame]:
+    """Yield the rows that break no rule, in file order, with the request's id."""
+    for source in sources:
+        if source.join is None:
+            for chunk in read_chunks(source.path, source.columns, log.separator, rows_max):
+                raw = chunk.frame
+                for join in joins:
+                    raw = join.add_to(raw, counts)
+                yield _usable_rows(raw, chunk, log, fields, counts)
+
+
+def _usable_rows(
+    raw: pl.DataFrame, chunk: Chunk, log: LogSettings, fields: Sequence[Field], counts: RowCounts
+) -> pl.DataFrame:
+    frame = normalise(
+        raw,
+        fields,
+        time=log.time,
+        time_unit=log.time_unit,
+        label=log.label,
+        label_at_least=log.label_at_least,
+        click_time=log.click_time,
+        position=log.position,
+    )
+    for name, count in unreadable(raw, frame, fields).items():
+        _add(counts.unreadable, name, count)
+    for rule, count in frame["rule"].drop_nulls().value_counts(sort=True).rows():
+        _add(counts.unusable, rule, count)
+    if chunk.broken:
+        _add(counts.unusable, "broken_row", chunk.broken)
+    frame = frame.with_columns(_request_ids(raw, frame["time_s"], log.request, counts.read))
+    counts.read += raw.height + chunk.broken
+    return frame.filter(pl.col("rule").is_null()).drop("rule")
+
+
+def _request_ids(raw: pl.DataFrame, time_s: pl.Series, request: Sequence[str], n_before: int) -> pl.Series:
+    """Return one id per request: 16 hex digits of a hash, or the row's number when each row is its own."""
+    if not request:
+        return pl.Series("request_id", range(n_before, n_before + raw.height), dtype=pl.Int64).cast(pl.String)
+    parts = [categories(raw[name]).fill_null("").alias(name) for name in request]
+    micros = (time_s * 1e6).round().cast(pl.Int64).cast(pl.String)
+    # The unit separator keeps ("a", "bc") apart from ("ab", "c").
+    keys = pl.select(pl.concat_str([micros, *parts], separator="\x1f")).to_series()
+    digests = [None if key is None else xxhash.xxh3_64_hexdigest(key.encode()) for key in keys.to_list()]
+    return pl.Series("request_id", digests, dtype=pl.String)
+
+
+def _whole_requests(frames: Iterator[pl.DataFrame], rows_max: int) -> Iterator[pl.DataFrame]:
+    """Yield the rows in time order; those of a chunk's last instant wait for the rest of it in the next chunk.
+
+    More than `rows_max` rows of one instant are let go: memory is bounded, a request may then be cut in two.
+    """
+    held: pl.DataFrame | None = None
+    for frame in frames:
+        rows = (frame if held is None else pl.concat([held, frame])).sort("time_s", maintain_order=True)
+        cut = int(rows["time_s"].search_sorted(rows["time_s"][-1], side="left")) if rows.height else 0
+        if rows.height - cut >= rows_max:
+            cut = rows.height
+        held = rows[cut:]
+        if cut:
+            yield rows[:cut]
+    if held is not None and held.height:
+        yield held
+
+
+def _cut_requests(frame: pl.DataFrame, fields: Sequence[Field], counts: RowCounts) -> pl.DataFrame:
+    """Return the rows in order, with positions, without those by which a request would outgrow a record."""
+    number = pl.int_range(pl.len(), dtype=pl.Int32).over("request_id")
+    frame = frame.with_columns(pl.coalesce("position", number).alias("position"))
+    frame = frame.sort("time_s", "request_id", "position", maintain_order=True)
+    n_bytes = pl.sum_horizontal(_text_bytes(field) for field in raw_fields(fields)) + 40 * len(fields)
+    fits = frame.select((n_bytes.cum_sum().over("request_id") <= REQUEST_BYTES_MAX).alias("fits"))["fits"]
+    if n_cut := int((~fits).sum()):
+        _add(counts.unusable, "request_too_big", n_cut)
+    return frame.filter(fits)
+
+
+def _text_bytes(field: Field) -> pl.Expr:
+    column = pl.col(field.column)
+    if field.kind == "category":
+        return column.str.len_bytes().fill_null(0)
+    if field.kind == "categories":
+        return column.list.eval(pl.element().str.len_bytes() + 4).list.sum().fill_null(0)
+    return pl.lit(20)
+
+
+def _add(counts: dict[str, int], name: str, count: int) -> None:
+    counts[name] = counts.get(name, 0) + count
