@@ -58,9 +58,9 @@ $(INSTALLED): requirements.lock pyproject.toml infra/kafka.lock
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --require-hashes requirements.lock \
 		|| $(BIN)/pip install --require-hashes -r requirements.lock
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	@echo "Fetching the embedded broker's jars (45 MB), unless they are there."
-	@$(BIN)/python -W ignore -c 'from infra.broker_jars import find_jars; find_jars()' \
-		|| echo "The jars could not be fetched now; the first start of the broker tries again."
+	@echo "Preparing the embedded broker (45 MB of jars, and a recorded start), unless it is there."
+	@$(BIN)/python -W ignore -c 'from infra.broker import prepare; prepare(print)' \
+		|| echo "The broker could not be prepared now; its first start tries again."
 	@touch $@
 
 $(TESTED): $(SOURCES)

@@ -55,6 +55,11 @@ def field_key(field: Field, value: str) -> int:
     return _hash(value.encode(), _seed(field))
 
 
+def hash_strings(values: pl.Series) -> Keys:
+    """Return a 64-bit hash of each string, (N,), 0 for null; the same in every process."""
+    return _hash_all(values.to_arrow(), 0)
+
+
 def mix(keys: Keys) -> Keys:
     """Return scrambled keys, element by element and one to one; 0 stays 0.
 
@@ -80,13 +85,12 @@ def _encode_column(values: pl.Series, field: Field) -> Keys:
         raise ValueError(f'field "{field.name}" must hold one {field.kind} per row, got {values.dtype}; use "categories"')
     if field.kind == "number":
         return _encode_numbers(values, field)[:, None]
-    return _encode_strings(values.cast(pl.String, strict=False).to_arrow(), field)[:, None]
+    return _hash_all(values.cast(pl.String, strict=False).to_arrow(), _seed(field))[:, None]
 
 
-def _encode_strings(values: pa.Array, field: Field) -> Keys:
+def _hash_all(values: pa.Array, seed: int) -> Keys:
     """Hash each distinct value once, then gather: logs repeat themselves."""
     coded = pc.dictionary_encode(values)
-    seed = _seed(field)
     keys = np.array([0] + [_hash(value, seed) for value in coded.dictionary.cast(pa.large_binary()).to_pylist()], np.uint64)
     codes: npt.NDArray[np.int32] = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
     return keys[codes + 1]
@@ -104,7 +108,7 @@ def _encode_lists(values: pl.Series, field: Field) -> Keys:
     lists = values.cast(pl.List(pl.String), strict=False).list.head(field.values_max).to_arrow()
     lengths: npt.NDArray[np.int64] = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
     keys = np.zeros((len(values), field.values_max), np.uint64)
-    keys[np.arange(field.values_max) < lengths[:, None]] = _encode_strings(lists.flatten(), field)
+    keys[np.arange(field.values_max) < lengths[:, None]] = _hash_all(lists.flatten(), _seed(field))
     return _distinct(keys)
 
 

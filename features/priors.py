@@ -147,7 +147,7 @@ def lookup(table: PriorTable, keys: Keys, at_s: float | Floats) -> Counts:
         ValueError: If a row's moment lies before the table's: the table holds what was not known then.
     """
     decay = _decay(_elapsed(table.as_of_s, np.broadcast_to(np.float64(at_s), len(keys))), table.half_lives_s)  # (N, H)
-    at, found = _find(table.keys, keys)  # (N, S)
+    at, found = find(table.keys, keys)  # (N, S)
     weight = found[:, :, None] * decay[:, None, :]
     if not len(table.keys):
         zeros = np.zeros(weight.shape)
@@ -344,7 +344,7 @@ def _put(
     return dataclasses.replace(table, keys=union, field=fields, n=counts[0], c=counts[1])
 
 
-def _find(ascending: Keys, keys: Keys) -> tuple[Ints, npt.NDArray[np.bool_]]:
+def find(ascending: Keys, keys: Keys) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """Return where each key stands and whether it is there at all; 0 is never there."""
     if not len(ascending):
         return np.zeros(keys.shape, np.int64), np.zeros(keys.shape, bool)

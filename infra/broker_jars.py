@@ -173,9 +173,9 @@ def _fetch(jar: Jar, repository: Path) -> Path:
     group, artifact, version = jar.coordinate.split(":")
     reason = ""
     for n_tried in range(TRIES_MAX):
-        # A repository of our own, a new one each try: jgo leaves a torn file behind when it is interrupted.
-        context = MavenContext(repo_cache=repository / str(n_tried))
         try:
+            # A repository of our own, a new one each try: jgo leaves a torn file behind when it is interrupted.
+            context = MavenContext(repo_cache=repository / str(n_tried))
             return context.project(group, artifact).at_version(version).artifact().resolve()
         except (OSError, RuntimeError) as error:  # jgo's HTTP errors are OSErrors
             reason = str(error)

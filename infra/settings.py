@@ -15,13 +15,15 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
 from features.fields import Field, check_fields
 
 STATE_DIR_DEFAULT = ".freshrank"
+PARTITIONS_MAX = 10_000  # chosen by hand: far beyond what one topic bears, near what a slip of the keyboard gives
+SEED_MAX = 2**63 - 1  # what every generator takes
 
 
 class SettingsError(ValueError):
@@ -251,8 +253,9 @@ def parse_settings(raw: dict[str, Any]) -> Settings:
     """
     _check_keys(raw, Settings, "")
     for name in Settings.__struct_fields__:
-        if isinstance(raw.get(name), dict):
-            _check_keys(raw[name], _section_type(name), name)
+        section = _section_type(name)
+        if section is not None and isinstance(raw.get(name), dict):
+            _check_keys(raw[name], section, name)
     settings = _convert(raw, Settings)
     try:
         check_fields(settings.fields)
@@ -275,11 +278,23 @@ def registry_url(settings: Settings) -> str:
 
 
 _T = TypeVar("_T")
+# What TOML calls what the parser names otherwise.
+_KINDS = {
+    "object": "table",
+    "array": "list",
+    "float": "number",
+    "int": "whole number",
+    "str": "text",
+    "bool": "boolean",
+}
 
 
-def _section_type(name: str) -> type[msgspec.Struct]:
-    default = next(f for f in msgspec.structs.fields(Settings) if f.name == name)
-    return LogSettings if name == "log" else type(default.default)
+def _section_type(name: str) -> type[msgspec.Struct] | None:
+    """Return the section of that name, None for keys that are no section."""
+    default = next(f for f in msgspec.structs.fields(Settings) if f.name == name).default
+    if name == "log":
+        return LogSettings
+    return type(default) if isinstance(default, msgspec.Struct) else None
 
 
 def _check_keys(raw: dict[str, Any], section: type[msgspec.Struct], name: str) -> None:
@@ -297,12 +312,34 @@ def _convert(raw: dict[str, Any], into: type[_T]) -> _T:
     except msgspec.ValidationError as error:
         rule, _, where = str(error).partition(" - at ")
         path = where.strip("`").removeprefix("$").removeprefix(".")
-        section, _, key = path.partition(".")
-        label = f"[{section}] {key}" if key else (section or "the file")
         if missing := re.fullmatch(r"Object missing required field `(\w+)`", rule):
-            label = f"[{path}] " if path else ""
-            raise SettingsError(f'{label}must hold the key "{missing[1]}", got none; add it') from None
-        raise SettingsError(f"{label} has a value of the wrong type or choice: {rule[0].lower() + rule[1:]}") from None
+            raise SettingsError(f'{_place(path)}must hold the key "{missing[1]}", got none; add it') from None
+        if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", rule):
+            raise SettingsError(f'{_place(path)}must hold known keys only, got "{unknown[1]}"; remove it') from None
+        if choice := re.fullmatch(r"Invalid enum value (.*)", rule):
+            known = ", ".join(_choices(path))
+            raise SettingsError(f"{_place(path)}must be one of {known}, got {choice[1]}") from None
+        rule = re.sub(r"`(\w+)( \| null)?`", lambda kind: _KINDS.get(kind[1], kind[1]), rule)
+        raise SettingsError(f"{_place(path)}has a value of the wrong type: {rule[0].lower() + rule[1:]}") from None
+
+
+def _place(path: str) -> str:
+    """Return how the file writes a path of the parser's: `fields[0].side` is `side` in the first of [[fields]]."""
+    section, _, key = path.partition(".")
+    if item := re.fullmatch(r"(\w+)\[(\d+)\]", section):
+        return f"[[{item[1]}]] number {int(item[2]) + 1} {key}".rstrip() + " "
+    if section and _section_type(section) is None:
+        return f"{section} "
+    return f"[{section}] {key} " if key else _label(section)
+
+
+def _choices(path: str) -> tuple[str, ...]:
+    """Return what a key with a closed list of values may be."""
+    section, _, key = path.partition(".")
+    owner = Field if section.startswith("fields[") else _section_type(section)
+    assert owner is not None, "only sections and fields hold closed lists"
+    kind = next(field.type for field in msgspec.structs.fields(owner) if field.name == key.split("[")[0])
+    return get_args(kind)
 
 
 def _label(section: str) -> str:
@@ -311,15 +348,28 @@ def _label(section: str) -> str:
 
 def _check_values(settings: Settings) -> None:
     _check_positive(settings)
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", settings.prefix):
-        raise SettingsError(f'name must be letters, digits, ".", "_" or "-" (it names topics), got "{settings.prefix}"')
+    for key, value in (
+        ("name", settings.name),
+        ("[kafka] prefix", settings.prefix),
+        ("[model] family", settings.model.family),
+    ):
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", value):
+            raise SettingsError(
+                f'{key} must be letters, digits, ".", "_" or "-" (it names topics and files), got "{value}"'
+            )
     _check_window(settings.window)
+    if settings.log is not None:
+        _check_log(settings.log)
     names = {field.name for field in settings.fields}
+    if "" in names:
+        raise SettingsError("[[fields]] name must be the name of a column, got an empty one")
     for level in settings.priors.levels:
         if level not in names:
             raise SettingsError(f'[priors] levels must name fields, got "{level}"; fields: {", ".join(sorted(names))}')
-    for key, known in (("security", _SECURITY_KEYS),):
-        _check_security(settings.kafka.security, key, known)
+    for name in settings.kafka.security:
+        if name not in _SECURITY_KEYS:
+            known = ", ".join(_SECURITY_KEYS)
+            raise SettingsError(f'[kafka] security must hold known keys only, got "{name}"; known: {known}')
     if settings.model.forget_min > settings.model.admit_min:
         _impossible("[model] forget_min", f"be <= admit_min ({settings.model.admit_min})", settings.model.forget_min)
     low, high = settings.gate.calibration
@@ -340,10 +390,20 @@ _SECURITY_KEYS = (
 )
 
 
-def _check_security(security: dict[str, str], key: str, known: tuple[str, ...]) -> None:
-    for name in security:
-        if name not in known:
-            raise SettingsError(f'[kafka] {key} must hold known keys only, got "{name}"; known: {", ".join(known)}')
+def _check_log(log: LogSettings) -> None:
+    if not log.files:
+        _impossible("[log] files", "name at least one file", [])
+    label = ("click_time", log.click_time) if log.click_time else ("label", log.label)
+    named = [("files", file) for file in log.files] + [("time", log.time), label]
+    named += [("request", column) for column in log.request]
+    named += [("joins", name) for join in log.joins for name in (join.file, join.on)]
+    for key, value in named:
+        if not value:
+            raise SettingsError(f"[log] {key} must not hold an empty name; write the file's or column's name")
+    if log.label_at_least is not None and not math.isfinite(log.label_at_least):
+        _impossible("[log] label_at_least", "be a finite number", log.label_at_least)
+    if len(log.separator.encode()) != 1:
+        raise SettingsError(f'[log] separator must be one ASCII character, got "{log.separator}"')
 
 
 def _check_positive(settings: Settings) -> None:
@@ -376,7 +436,9 @@ def _check_positive(settings: Settings) -> None:
         ("[window] window_s", settings.window.window_s),
         ("[window] warmup_s", settings.window.warmup_s),
         ("[priors] evidence_min", settings.priors.evidence_min),
+        ("[model] admit_min", settings.model.admit_min),
         ("[model] forget_min", settings.model.forget_min),
+        ("[update] seed", settings.update.seed),
         ("[gate] margin", settings.gate.margin),
         ("[gate] clicks_min", settings.gate.clicks_min),
         ("[serve] port", settings.serve.port),
@@ -385,12 +447,21 @@ def _check_positive(settings: Settings) -> None:
     ]
     if settings.log is not None:
         at_least_zero.append(("[log] click_delay_s.mean", settings.log.click_delay_s.mean))
+        at_least_zero.append(("[log] click_delay_s.seed", settings.log.click_delay_s.seed))
     for key, value in positive:
         if not (value > 0 and math.isfinite(value)):
             _impossible(key, "be > 0", value)
     for key, value in at_least_zero:
         if not (value >= 0 and math.isfinite(value)):
             _impossible(key, "be >= 0", value)
+    for key, value, most in (
+        ("[serve] port", settings.serve.port, 65_535),
+        ("[kafka] partitions", settings.kafka.partitions, PARTITIONS_MAX),
+        ("[update] seed", settings.update.seed, SEED_MAX),
+        ("[log] click_delay_s.seed", settings.log.click_delay_s.seed if settings.log else 0, SEED_MAX),
+    ):
+        if value > most:
+            _impossible(key, f"be <= {most}", value)
     if not settings.priors.half_lives_s:
         _impossible("[priors] half_lives_s", "hold at least one half-life", [])
 
@@ -399,6 +470,10 @@ def _check_window(window: WindowSettings) -> None:
     if bool(window.edges) == bool(window.slide_s):
         got = "both" if window.edges else "neither"
         raise SettingsError(f"[window] must hold either slide_s > 0 or edges, got {got}; keep one")
+    if not all(math.isfinite(edge) for edge in window.edges):
+        raise SettingsError(
+            "[window] edges must be finite event times, got NaN or infinity; the last slide is open anyway"
+        )
     if any(later <= sooner for sooner, later in zip(window.edges, window.edges[1:], strict=False)):
         raise SettingsError("[window] edges must grow, got one that is not later than the one before; sort them")
     if window.window_s and window.window_s < window.slide_s:

@@ -173,9 +173,10 @@ class Window:
 
     def _put(self, partition: int, number: int, frame: pl.DataFrame) -> None:
         indices = self._slides.indices(frame["settled_s"].to_numpy())
-        for index in np.unique(indices).tolist():
+        present = np.unique(indices).tolist()
+        for index in present:
             if self._first_open is None or index >= self._first_open:
-                part = frame.filter(pl.Series(indices == index))
+                part = frame if len(present) == 1 else frame.filter(pl.Series(indices == index))
                 self._open.setdefault(index, []).append((partition, number, part))
 
     def _slide(self, index: int, frame: pl.DataFrame) -> Slide:

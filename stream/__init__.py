@@ -5,14 +5,25 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     events.py C the schema of every record
     ledger.py C the join of impressions and clicks
     blocks.py C settled impressions in columns
+    partitioner.py C which partition a key goes to
     simulate.py C a seeded ad world with known truth
     logs/ E public logs and any CSV, Parquet or NDJSON
-    kafka.py E topics, readers and writers
+    kafka.py E topics and client options
+    kafka_log.py E plain readers of a range of a partition
+    follow.py E a topic from its beginning, for ever
     replay.py E a log into Kafka
+    roles.py E what every role shares: cluster, Faust app, life cycle
+    wiring.py E settings to slides and ledgers
+    plan.py E settings to what is learnt
     ledger_worker.py E the ledger on Kafka
+    feed.py E each block once, whatever Faust delivers
+    announcement.py E what the trainer says on `snapshots`
     prior_worker.py E the priors on Kafka
     train_worker.py E the trainer on Kafka
+    event_writer.py E events of the ranking service into Kafka
+    serve.py E the ranking service on Kafka
     backtest.py E the same code over a file, without Kafka
-    demo.py E everything at once, on one screen
+    rows.py E records of any topic as rows that people read
+    demo/ E everything at once, on one screen
     cli.py E the `freshrank` command
 """

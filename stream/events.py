@@ -129,7 +129,7 @@ def decode_event(value: bytes | None) -> Event:
     if len(value) > EVENT_BYTES_MAX:
         raise EventError("too_big", value=f"{len(value)} bytes")
     try:
-        event = _decoder.decode(value)
+        event: Event = _decoder.decode(value)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at ")
         raise EventError("schema", where.strip("`$."), what) from None

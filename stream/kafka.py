@@ -1,16 +1,15 @@
-"""What every role shares about Kafka: the topics, the client options, and plain readers of a range of a log.
+"""What every role shares about Kafka: the topics and how a client reaches the cluster.
 
-Owns the table of topics, their creation and the check that a broker is there. Must not know Faust, what a record means
-or who asks. The partitioner stands in stream/partitioner.py (core) and is offered here too.
+Owns the table of topics, their creation, the options of all clients and the check that a broker is there. Must not know
+Faust, what a record means or who asks. Readers stand in stream/kafka_log.py, the partitioner in stream/partitioner.py
+(core); both are offered here too, so that a role imports one module.
 
-Invariants: every topic carries append time; the partition count of a prefix never changes; a reader sees committed
-records only, in order, each once, and ends although the last offsets of its range may hold no record at all (commit
-and abort markers, aborted records, records that compaction took).
+Invariants: every topic carries append time; the partition count of a prefix never changes; a broker that is not there
+is an error within seconds, which names the address.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import queue
 import re
@@ -18,19 +17,18 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import OffsetOutOfRangeError
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
 
-from stream.partitioner import murmur2_partition, murmur2_partitions
+from stream.kafka_log import OffsetGone, Record, read_last, read_range
+from stream.partitioner import murmur2_partition
 
 __all__ = [
     "TOPICS",
@@ -40,7 +38,6 @@ __all__ = [
     "client_options",
     "create_topics",
     "murmur2_partition",
-    "murmur2_partitions",
     "read_last",
     "read_range",
     "topic_name",
@@ -48,7 +45,6 @@ __all__ = [
 
 RECORD_BYTES_MAX = 1_100_000  # an event of at most 1 MB with its batch header
 BLOCK_BYTES_MAX = 8_388_608  # a block of at most 8 MB with its batch header
-FETCH_BYTES_MAX = 2 * BLOCK_BYTES_MAX  # what a reader holds at a time; below one block each fetch would bring one
 NAME_CHARS_MAX = 249  # Kafka's limit
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")  # those that need a name and a password, nothing else
@@ -85,26 +81,6 @@ TOPICS = {
     # A raw record of any size that `events` takes, escaped.
     "dead-letters": Topic("delete", is_partitioned=True, bytes_max=BLOCK_BYTES_MAX),
 }
-
-
-class Record(NamedTuple):
-    """A committed record.
-
-    Attributes:
-        offset: In its partition.
-        timestamp_ms: When the broker appended it, milliseconds since 1970.
-        key: As produced.
-        value: As produced; None deletes a key of a compacted topic.
-    """
-
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-
-
-class OffsetGone(ValueError):
-    """The range begins before what retention kept: what it held cannot be read any more."""
 
 
 def topic_name(prefix: str, topic: str) -> str:
@@ -188,122 +164,6 @@ def create_topics(
         for name, n_partitions in (there | _partition_counts(admin, raced)).items():
             _check_same(admin, name, n_partitions, wanted[name][1])
     return created
-
-
-async def read_range(
-    topic: str,
-    partition: int,
-    start: int | None,
-    end: int | None,
-    *,
-    options: Mapping[str, Any],
-    wait_s: float = 60.0,
-) -> AsyncIterator[Record]:
-    """Yield the committed records of [start, end) in order, then end.
-
-    A transaction that is open inside the range is waited for: the broker ends it after its time-out at the latest.
-    Read it to its end or close it (`contextlib.aclosing`): it holds a connection.
-
-    Args:
-        topic: Its full name.
-        partition: Of the topic.
-        start: First offset; None: the first that retention kept.
-        end: Offset after the last; None: all that is committed when this is called (the last stable offset).
-        options: From `client_options`.
-        wait_s: Longest wait without any progress.
-
-    Raises:
-        OffsetGone: If retention has taken the record at `start`.
-        ValueError: If there is no such topic or partition.
-        TimeoutError: If nothing came for `wait_s`: `end` lies beyond the log or the broker is gone.
-    """
-    async with _reader(topic, partition, options) as (consumer, tp):
-        first, stable_end = await _ends(consumer, tp)
-        start = first if start is None else start
-        end = stable_end if end is None else end
-        if start < first and start < end:
-            raise OffsetGone(f"{topic}[{partition}] must still hold offset {start}, got {first} as its first offset")
-        async for record in _read(consumer, tp, start, end, wait_s):
-            yield record
-
-
-async def read_last(topic: str, partition: int, *, options: Mapping[str, Any], wait_s: float = 60.0) -> Record | None:
-    """Return the last committed record of a partition, or None if it holds none.
-
-    Reads the last 1, 8, 64 ... offsets until one is a record: the very last are markers after a transaction.
-
-    Raises:
-        ValueError: If there is no such topic or partition.
-        TimeoutError: If nothing came for `wait_s`.
-    """
-    async with _reader(topic, partition, options) as (consumer, tp):
-        first, end = await _ends(consumer, tp)
-        start, n_offsets, last = end, 1, None
-        while start > first and last is None:
-            start, n_offsets = max(first, end - n_offsets), n_offsets * 8
-            async for record in _read(consumer, tp, start, end, wait_s):
-                last = record
-        return last
-
-
-@asynccontextmanager
-async def _reader(
-    topic: str, partition: int, options: Mapping[str, Any]
-) -> AsyncIterator[tuple[AIOKafkaConsumer, TopicPartition]]:
-    tp = TopicPartition(topic, partition)
-    consumer = AIOKafkaConsumer(
-        **options,
-        group_id=None,
-        isolation_level="read_committed",
-        auto_offset_reset="none",
-        enable_auto_commit=False,
-        max_partition_fetch_bytes=FETCH_BYTES_MAX,
-    )
-    await consumer.start()
-    try:
-        if topic not in await consumer.topics():
-            raise ValueError(f"topic {topic} must exist, got none of that name; run `freshrank topics create`")
-        consumer.assign([tp])
-        yield consumer, tp
-    finally:
-        await consumer.stop()
-
-
-async def _ends(consumer: AIOKafkaConsumer, tp: TopicPartition) -> tuple[int, int]:
-    """Return the first offset kept and the last stable offset (end_offsets follows the isolation level)."""
-    try:
-        async with asyncio.timeout(10.0):
-            first, end = await asyncio.gather(consumer.beginning_offsets([tp]), consumer.end_offsets([tp]))
-    except TimeoutError as error:
-        raise ValueError(
-            f"{tp.topic} must have a partition {tp.partition} with a leader, got none within 10 s"
-        ) from error
-    return first[tp], end[tp]
-
-
-async def _read(
-    consumer: AIOKafkaConsumer, tp: TopicPartition, start: int, end: int, wait_s: float
-) -> AsyncIterator[Record]:
-    if start >= end:
-        return
-    consumer.seek(tp, start)
-    position, moved_s = start, time.monotonic()
-    while position < end:  # the position also passes what is no record: markers, aborted records, compacted ones
-        try:
-            records = (await consumer.getmany(tp, timeout_ms=50)).get(tp, [])
-        except OffsetOutOfRangeError as error:
-            raise OffsetGone(f"{tp.topic}[{tp.partition}] must still hold offset {position}, got {error}") from error
-        for record in records:
-            if record.offset >= end:
-                return
-            yield Record(record.offset, record.timestamp, record.key, record.value)
-        if (reached := await consumer.position(tp)) > position:
-            position, moved_s = reached, time.monotonic()
-        elif time.monotonic() - moved_s > wait_s:
-            raise TimeoutError(
-                f"{tp.topic}[{tp.partition}] must reach offset {end}, got nothing after {position} for {wait_s:g} s;"
-                " the range ends beyond the log, or the broker or a transaction hangs"
-            )
 
 
 def _ssl_context(given: Mapping[str, str]) -> ssl.SSLContext:
@@ -395,17 +255,23 @@ def _unreachable(bootstrap_servers: str, reason: str) -> ValueError:
 @contextmanager
 def _collected_log(name: str) -> Iterator[list[str]]:
     """Collect what a library logs about one attempt, instead of showing it: its exception holds no reason."""
-    lines: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger(name)
+    logger, handler = logging.getLogger(name), _Lines(logging.WARNING)
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        yield lines
+        yield handler.lines
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
+
+
+class _Lines(logging.Handler):
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 def _partition_counts(admin: KafkaAdminClient, names: list[str]) -> dict[str, int]:

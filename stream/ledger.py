@@ -138,7 +138,8 @@ class Ledger:
         self.rules = self._rules_next = Rules(wait_s, grace_s, disorder_s)
         self.counts = Counts()
         self._slides = slides
-        self._set_watermark(0.0)
+        self.watermark_s = 0.0
+        self._boundary_s = slides.end_s(slides.index(0.0))  # of the slide that the watermark lies in
         self._block_rows = block_rows
         self._block_s = block_s
         self._number = 0

@@ -39,7 +39,7 @@ ROWS_PER_HOUR = 3600  # one impression a second on average over a day
 N_USERS, N_AGES, N_GENDERS, WIDTH = 4000, 6, 2, 8
 N_CATEGORIES, N_ADVERTISERS, N_PLACEMENTS, N_POSITIONS = 20, 60, 3, 3
 ADS_AT_START, ADS_PER_HOUR, LIFE_H_MEAN = 240, 10.0, 24.0  # births balance deaths
-BASE_LOGIT = -3.75
+BASE_LOGIT = -3.3
 TASTE_WEIGHT, DEMAND_SD, QUALITY_SD, ADVERTISER_SD = 0.75, 0.45, 0.35, 0.3
 PLACEMENT_LOGITS = np.array([0.3, 0.0, -0.4])
 POSITION_LOGITS = np.array([0.25, -0.1, -0.4])
@@ -146,18 +146,16 @@ def simulate(seed: int, rows: int, drift: Drift = "none", *, rows_max: int = 65_
     """
     world = World(seed, drift, duration_s=rows * HOUR_S / ROWS_PER_HOUR)
     waiting: list[pl.DataFrame] = []
-    n_waiting = n_left = rows
-    n_waiting = 0
+    n_waiting, n_left = 0, rows
     for frame in _hours(world):
         waiting.append(frame.head(n_left))
         n_waiting += waiting[-1].height
         n_left -= waiting[-1].height
         if n_waiting >= rows_max or not n_left:
             whole = pl.concat(waiting)
-            n_ready = n_waiting if not n_left else n_waiting - n_waiting % rows_max
+            n_ready = n_waiting - n_waiting % rows_max if n_left else n_waiting
             yield from whole[:n_ready].iter_slices(rows_max)
-            waiting = [whole[n_ready:]]
-            n_waiting -= n_ready
+            waiting, n_waiting = [whole[n_ready:]], n_waiting - n_ready
         if not n_left:
             return
 

@@ -1,6 +1,8 @@
-"""Architectures, one file each, all with the same call.
+"""Network architectures, one file each; what they share is one call: (embedded, share, dense, base) to logits.
 
 Files in reading order (C: core, values in and values out; E: edge, does the IO):
 
-    mlp.py C embeddings and priors into one network
+    logistic.py C the base under every network: logistic regression on the counts
+    mlp.py C embeddings and counts through hidden layers
+    build.py C from a name in the settings to a network
 """

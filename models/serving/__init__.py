@@ -3,6 +3,7 @@
 Files in reading order (C: core, values in and values out; E: edge, does the IO):
 
     schema.py C what a request and an answer are
+    bodies.py C bytes from outside to checked values
     catalog.py C the ads that can be named by id
     rank.py C candidates to probabilities to an order
     pipeline.py E one request from candidates to answer

@@ -22,8 +22,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.metrics import ServeMetrics, expose
+from models.serving.bodies import read_events
 from models.serving.pipeline import Pipeline, Publish, Unavailable
-from models.serving.schema import ClientEvent, EventResult, EventsAnswer, Fault, Rejected, read_events
+from models.serving.schema import ClientEvent, EventResult, EventsAnswer, Fault, Rejected
 
 BODY_WAIT_S = 10.0  # chosen by hand: a body that takes longer is not a caller who waits for a ranking
 RETRY_AFTER_S = 1

@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from features.fields import Field, id_field
-from models.serving.schema import Ad, Clean, Id, ValueReader
+from models.serving.bodies import ValueReader
+from models.serving.schema import Ad, Clean, Id
 
 VERSION = 1
 ADS_MAX = 2_000_000  # chosen by hand: about 2 GB of values, the most that one process should hold

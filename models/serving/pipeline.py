@@ -16,9 +16,10 @@ import polars as pl
 
 from features.fields import Field
 from infra.metrics import ServeMetrics
+from models.serving.bodies import RankReader
 from models.serving.catalog import Catalog
 from models.serving.rank import Scorer, best_first, candidate_frame
-from models.serving.schema import Ad, ClientEvent, RankAnswer, RankedAd, RankReader, Served
+from models.serving.schema import Ad, ClientEvent, RankAnswer, RankedAd, Served
 from models.swap import Holder
 
 Publish = Callable[[Served | ClientEvent], Awaitable[None]]

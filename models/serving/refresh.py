@@ -25,7 +25,7 @@ from models.serving.rank import CountUpdate, Scorer, add_update, forget
 from models.snapshot import SnapshotError
 from models.swap import Holder
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("freshrank.refresh")
 
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0  # a registry that was away is asked again within this time

@@ -1,22 +1,17 @@
-"""What the service is asked and what it answers: JSON bodies to checked values, and the words of every refusal.
+"""What the service is asked and what it answers, as checked values.
 
-Owns the bodies of `POST /v1/rank` and `POST /v1/events` and the limits on them. Must not know HTTP, Kafka, the catalog
+Owns the types of `POST /v1/rank` and `POST /v1/events` and of a refusal. Must not know how a body is read, HTTP, Kafka
 or models.
 
-Invariants: whatever the bytes, the result is a checked value or one `Rejected` that says what, rule and got; values
-that pass are of exactly three types (text, list of texts, finite number), so that what is scored, what is logged and
-what is trained on are the same.
+Invariants: values are of exactly three types (text, list of texts, finite number), so that what is scored, what is
+logged and what is trained on are the same; a refusal says what, rule and got.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import msgspec
-
-from features.fields import Field, Kind, Side, raw_fields
 
 ID_CHARS_MAX = 256  # the same as for an event: each id becomes one
 POSITION_MAX = 1_000_000  # the same as for an event
@@ -24,7 +19,6 @@ POSITION_MAX = 1_000_000  # the same as for an event
 Clean = str | list[str] | float | None
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
 Position = Annotated[int, msgspec.Meta(ge=0, le=POSITION_MAX)]
-_T = TypeVar("_T")
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -155,200 +149,3 @@ class EventsAnswer(msgspec.Struct, frozen=True):
     accepted: int
     rejected: int
     results: list[EventResult]
-
-
-class _NamedAd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    ad_id: Id
-    values: dict[str, Any] = {}
-
-
-class _RankBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    candidates: list[Id | _NamedAd]
-    request_id: Id | None = None
-    user: dict[str, Any] = {}
-    context: dict[str, Any] = {}
-    top: Annotated[int, msgspec.Meta(ge=1)] | None = None
-
-
-_rank_decoder: msgspec.json.Decoder[_RankBody] = msgspec.json.Decoder(_RankBody)
-_event_decoder: msgspec.json.Decoder[ClientEvent] = msgspec.json.Decoder(ClientEvent)
-_list_decoder: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-class ValueReader:
-    """Checks the values of one part of a body against the fields of its sides."""
-
-    def __init__(self, fields: Sequence[Field], sides: Iterable[Side]) -> None:
-        """Keep the kinds of the raw fields of these sides."""
-        wanted = frozenset(sides)
-        self.kinds: dict[str, Kind] = {f.name: f.kind for f in raw_fields(fields) if f.side in wanted}
-
-    def read(self, values: Mapping[str, Any], where: str, ignored: set[str]) -> dict[str, Clean]:
-        """Return the values that have a field; the names of the others go into `ignored`.
-
-        Raises:
-            Rejected: If a value is not of its field's kind.
-        """
-        clean: dict[str, Clean] = {}
-        for name, value in values.items():
-            kind = self.kinds.get(name)
-            if kind is None:
-                ignored.add(f"{where}.{name}"[:200])
-            else:
-                clean[name] = _clean(value, kind, where, name)
-        return clean
-
-
-class RankReader:
-    """Reads bodies of `POST /v1/rank` for one list of fields, within limits."""
-
-    def __init__(self, fields: Sequence[Field], *, candidates_max: int, top: int) -> None:
-        """Keep the limits; `top` is the length of an answer when the body does not say."""
-        self._candidates_max = candidates_max
-        self._top = top
-        self._user = ValueReader(fields, ("user",))
-        self._context = ValueReader(fields, ("context",))
-        self._ad = ValueReader(fields, ("item", "creative"))
-
-    def read(self, body: bytes) -> RankQuery:
-        """Return the checked request.
-
-        Raises:
-            Rejected: If the body is not a ranking request within the limits.
-        """
-        raw = _decode(_rank_decoder, body)
-        count = len(raw.candidates)
-        if not 1 <= count <= self._candidates_max:
-            raise Rejected("candidates", f"must hold 1 to {self._candidates_max} ads", count)
-        ignored: set[str] = set()
-        values = self._user.read(raw.user, "user", ignored)
-        values |= self._context.read(raw.context, "context", ignored)
-        return RankQuery(
-            request_id=raw.request_id or "",
-            values=values,
-            ads=self._ads(raw.candidates, ignored),
-            top=raw.top or self._top,
-            ignored_fields=sorted(ignored),
-        )
-
-    def _ads(self, candidates: list[str | _NamedAd], ignored: set[str]) -> list[Ad]:
-        ads: dict[str, Ad] = {}
-        for one in candidates:
-            if isinstance(one, str):
-                ad = Ad(one, {})
-            else:
-                ad = Ad(one.ad_id, self._ad.read(one.values, "candidates", ignored))
-            if ad.ad_id in ads:
-                raise Rejected("candidates", "must hold each ad once", f'"{ad.ad_id}" twice')
-            ads[ad.ad_id] = ad
-        return list(ads.values())
-
-
-def read_events(body: bytes, *, events_max: int, now_s: float, ahead_max_s: float) -> list[ClientEvent | Fault]:
-    """Return each event of the body, or why it is refused, in the order given.
-
-    Args:
-        events_max: How many events one body may hold.
-        now_s: The event's time when it says none.
-        ahead_max_s: How far behind `now_s` a clock may lag: a later time would end the wait of every impression.
-
-    Raises:
-        Rejected: If the body as a whole is neither one event nor a list of them within the limit.
-    """
-    if not body.lstrip().startswith(b"["):
-        return [_read_event(body, now_s, ahead_max_s)]
-    raw = _decode(_list_decoder, body)
-    if not 1 <= len(raw) <= events_max:
-        raise Rejected("events", f"must be 1 to {events_max}", len(raw))
-    results: list[ClientEvent | Fault] = []
-    for one in raw:
-        try:
-            results.append(_read_event(bytes(one), now_s, ahead_max_s))
-        except Rejected as rejected:
-            results.append(rejected.fault)
-    return results
-
-
-def _read_event(body: bytes, now_s: float, ahead_max_s: float) -> ClientEvent:
-    event = _decode(_event_decoder, body)
-    if event.time_s is None:
-        return msgspec.structs.replace(event, time_s=now_s)
-    if not 0.0 <= event.time_s <= now_s + ahead_max_s:
-        raise Rejected("time_s", f"must be seconds since 1970, at most {ahead_max_s:g} s ahead", event.time_s)
-    return event
-
-
-def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _violation(str(error)) from None
-    except RecursionError:
-        raise Rejected("body", "must not be nested this deep", f"{len(body)} bytes") from None
-    except UnicodeDecodeError as error:
-        raise Rejected("body", "must be UTF-8", f"byte {body[error.start]:#04x} in a text") from None
-    except msgspec.DecodeError as error:
-        raise Rejected("body", "must be JSON", _no_json(body, error)) from None
-
-
-def _no_json(body: bytes, error: msgspec.DecodeError) -> str:
-    try:
-        body.decode()
-    except UnicodeDecodeError as no_text:
-        return f"bytes that are not UTF-8, at byte {no_text.start}"
-    return "nothing" if not body.strip() else str(error)
-
-
-def _violation(message: str) -> Rejected:
-    """Return what the decoder found (`Expected A, got B - at P`) as what, rule and got."""
-    message, _, where = message.partition(" - at ")
-    what = where.strip("`").removeprefix("$").removeprefix(".") or "body"
-    if message.startswith("Expected "):
-        rule, _, got = message.removeprefix("Expected ").partition(", got ")
-        return Rejected(what, f"must be {rule}", got or "another value")
-    if message.startswith("Object contains unknown field "):
-        return Rejected(what, "must hold known keys only", message.removeprefix("Object contains unknown field "))
-    if message.startswith("Object missing required field "):
-        return Rejected(what, f"must hold {message.removeprefix('Object missing required field ')}", "none")
-    return Rejected(what, "must be a value that the schema knows", message)
-
-
-def _clean(value: object, kind: Kind, where: str, name: str) -> Clean:
-    """Return the value as its kind's one type; whole numbers are good ids, so they become text."""
-    if value is None:
-        return None
-    if kind == "number":
-        number = _number(value)
-        if number is None:
-            raise Rejected(f"{where}.{name}", "must be a finite number", _shown(value))
-        return number
-    text = _text(value)
-    if kind == "categories":
-        texts = [_text(one) for one in value] if isinstance(value, list) else [text]
-        whole = [one for one in texts if one is not None]
-        if len(whole) < len(texts):
-            raise Rejected(f"{where}.{name}", "must be a list of texts or whole numbers", _shown(value))
-        return whole
-    if text is None:
-        raise Rejected(f"{where}.{name}", "must be a text or a whole number", _shown(value))
-    return text
-
-
-def _text(value: object) -> str | None:
-    if isinstance(value, str):
-        return value
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _shown(value: object) -> str:
-    return msgspec.json.encode(value).decode()

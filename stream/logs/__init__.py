@@ -6,8 +6,9 @@ Files, in reading order (C core, E edge):
     files.py E the formats: Parquet, CSV and NDJSON in chunks
     reader.py E a log bigger than memory as normalised frames, joins and counts included
     arrivals.py C rows to events: clicks at their own time, ticks at the slide boundaries
+    source.py E a deployment's log as events: the one call that the backtest and the replay share
     fetch.py E public logs from the package index, checked by hash
     simulated.py E the simulated world as a file
 
-`reader.read_rows` and `arrivals.log_events` are what the backtest and the replay call.
+`source.read_arrivals` is where the backtest and the replay begin.
 """

@@ -41,7 +41,6 @@ def log_events(
     disorder_s: float,
     delay_mean_s: float,
     delay_seed: int,
-    limit: int | None = None,
 ) -> Iterator[Arrival]:
     """Yield the events of a log in order of arrival, ticks included.
 
@@ -53,26 +52,16 @@ def log_events(
         disorder_s: How far the watermark stays behind the largest event time.
         delay_mean_s: Mean of the exponential delay of clicks whose time the log does not hold.
         delay_seed: Which delays are drawn.
-        limit: Stop after this many rows; their clicks and the last tick follow.
     """
-    rows = frames if limit is None else _first_rows(frames, limit)
-    arrivals = _in_event_order(rows, fields, delay_mean_s, delay_seed)
+    arrivals = _in_event_order(frames, fields, delay_mean_s, delay_seed)
     return _with_ticks(arrivals, slides, wait_s, disorder_s)
 
 
-def _first_rows(frames: Iterable[pl.DataFrame], limit: int) -> Iterator[pl.DataFrame]:
-    for frame in frames:
-        yield frame.head(limit)
-        limit -= frame.height
-        if limit <= 0:
-            return
-
-
 def _with_ticks(arrivals: Iterator[Arrival], slides: SlideEdges, wait_s: float, disorder_s: float) -> Iterator[Arrival]:
-    newest_s = -math.inf
+    newest_s = settled_s = -math.inf  # the largest event time; when the last row has settled
     boundary_s = due_s = math.inf  # the boundary passed last; the event time from which on a tick is due
-    for arrival in arrivals:
-        time_s = arrival[1].time_s
+    for key, event in arrivals:
+        time_s = event.time_s
         if newest_s == -math.inf:
             boundary_s = time_s - disorder_s
             due_s = _next_due_s(slides, boundary_s, disorder_s)
@@ -82,10 +71,13 @@ def _with_ticks(arrivals: Iterator[Arrival], slides: SlideEdges, wait_s: float, 
             yield None, Tick(_time_of_watermark(passed_s, disorder_s))
             boundary_s, due_s = passed_s, _next_due_s(slides, passed_s, disorder_s)
         newest_s = max(newest_s, time_s)
-        yield arrival
+        if not isinstance(event, Click):
+            settled_s = max(settled_s, time_s + wait_s)
+        yield key, event
     if newest_s > -math.inf:
-        end_s = slides.end_s(slides.index(newest_s + wait_s))
-        end_s = end_s if math.isfinite(end_s) else newest_s + wait_s + OPEN_END_S
+        settled_s = max(settled_s, newest_s - disorder_s)  # a row that came late settles at the watermark
+        end_s = slides.end_s(slides.index(settled_s))
+        end_s = end_s if math.isfinite(end_s) else settled_s + OPEN_END_S
         yield None, Tick(_time_of_watermark(end_s, disorder_s))
 
 
@@ -128,10 +120,8 @@ def _clicks_of(frame: pl.DataFrame, delay_mean_s: float, delay_seed: int) -> pl.
     """Return the clicks of the rows with their times: those of the log, or shown time plus a drawn delay."""
     clicked = frame.filter(pl.col("click") == 1)
     keys = zip(clicked["request_id"].to_list(), clicked["position"].to_list(), strict=True)
-    hashes = [
-        xxhash.xxh3_64_intdigest(f"{request_id}\x1f{position}".encode(), seed=delay_seed)
-        for request_id, position in keys
-    ]
+    texts = [f"{delay_seed}\x1f{request_id}\x1f{position}".encode() for request_id, position in keys]
+    hashes = [xxhash.xxh3_64_intdigest(text) for text in texts]
     # 53 bits fill a float's mantissa; the half keeps u inside (0, 1), so that the logarithm is finite.
     uniform = ((np.array(hashes, dtype=np.uint64) >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
     drawn = clicked["time_s"] + pl.Series(-delay_mean_s * np.log(uniform), dtype=pl.Float64)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-CSV_BLOCK_BYTES = 8 << 20  # also the longest possible row of a CSV file
+CSV_BLOCK_BYTES = 8 << 20  # a row may straddle two blocks, so it is shorter than twice this
 NDJSON_SCHEMA_LINES = 100  # how far `columns_of` looks for keys that the first lines lack
 _UNREADABLE = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError)
 

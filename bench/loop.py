@@ -1,0 +1,52 @@
+"""The whole loop, from the log to the gate, through Kafka: `python -m bench.loop --json FILE`.
+
+Runs `freshrank demo` and keeps what it says of speed and memory: every process on the same machine, the broker too.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def run_demo(config: str | None, rows: int | None) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "demo.json"
+        command = [sys.executable, "-m", "stream.cli", "demo", *([config] if config else []), "--json", str(report)]
+        command += ["--rows", str(rows)] if rows else []
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        result: dict[str, Any] = json.loads(report.read_text())
+        return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", default=None, help="default: MovieLens-1M")
+    parser.add_argument("--rows", type=int, default=None)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", default="-", help="where the report goes; - is standard output")
+    arguments = parser.parse_args()
+    runs = [run_demo(arguments.config, arguments.rows) for _ in range(arguments.runs)]
+    speeds = [run["speed"] for run in runs]
+    report = {
+        "name": "loop",
+        "log": runs[0]["name"],
+        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "runs": speeds,
+        "medians": {key: statistics.median(speed[key] for speed in speeds) for key in speeds[0]},
+    }
+    text = json.dumps(report, indent=2) + "\n"
+    if arguments.json == "-":
+        sys.stdout.write(text)
+    else:
+        Path(arguments.json).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

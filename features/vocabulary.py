@@ -1,0 +1,62 @@
+"""Which values own an embedding row: those that the prior has evidence for.
+
+Owns admission, expiry and the numbering of rows. Must not know embeddings or counts other than a value's evidence.
+
+Invariants: one value, one row (no collisions); row 0 is shared by all values that own none; rows stand in the order of
+their keys, so the numbering depends on which values are known and on nothing else; it changes at slide boundaries
+only; its size is bounded by the evidence: at most (impressions in the longest memory) / `forget_min` rows per slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from features.encode import Keys
+from features.priors import Ints, PriorTable, find
+
+UNKNOWN_ROW = 0
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The values that own a row; `len` counts the shared row too.
+
+    Attributes:
+        keys: Ascending, (R,); the value keys[i] owns row i + 1.
+    """
+
+    keys: Keys
+
+    @classmethod
+    def empty(cls) -> Vocabulary:
+        """Return a vocabulary that knows no value."""
+        return cls(np.zeros(0, np.uint64))
+
+    def __len__(self) -> int:
+        """Return how many rows there are, the shared one included."""
+        return len(self.keys) + 1
+
+    def rows(self, keys: Keys) -> Ints:
+        """Return the row of each key, in the shape of `keys`; 0 for unknown and for absent ones."""
+        at, found = find(self.keys, keys)
+        return np.where(found, at + 1, UNKNOWN_ROW)
+
+
+def revise(
+    vocabulary: Vocabulary, table: PriorTable, *, admit_min: float, forget_min: float
+) -> tuple[Vocabulary, npt.NDArray[np.int64]]:
+    """Return the vocabulary that the evidence asks for, and where each of its rows was before, -1 for a new one.
+
+    Args:
+        vocabulary: What is known now.
+        table: The counts at the slide boundary.
+        admit_min: Impressions in the longest memory from which on a value gets a row.
+        forget_min: Impressions below which it loses it.
+    """
+    known = vocabulary.rows(table.keys) != UNKNOWN_ROW
+    revised = Vocabulary(table.keys[table.evidence >= np.where(known, forget_min, admit_min)])
+    source = vocabulary.rows(revised.keys)
+    return revised, np.concatenate([[UNKNOWN_ROW], np.where(source == UNKNOWN_ROW, -1, source)])

@@ -1,0 +1,99 @@
+"""From keys and counts to what a network reads, to mini-batches and to predictions.
+
+Owns the tensors of a set of rows (`Inputs`) and scoring (`Predictor`), one way for training and serving. Must not know
+labels, optimisers or where keys and counts come from.
+
+Invariants: a prediction depends on its row alone, never on the rows beside it; the same seed and slide give the same
+mini-batches.
+
+Shape legend: `N` rows, `B` batch, `S` slots, `D` width of an embedding, `P` dense inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from features.encode import Keys
+from features.posteriors import ROWS_MAX, dense_inputs, shares
+from features.priors import Counts
+from models.networks.logistic import base_logits
+from models.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a network reads of some rows.
+
+    Attributes:
+        rows: Embedding row of each slot, (N, S), int64.
+        share: Each slot's share in its field's mean, 0 where absent, (N, S).
+        dense: (N, P).
+    """
+
+    rows: Tensor
+    share: Tensor
+    dense: Tensor
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.rows)
+
+    def take(self, which: Tensor | slice) -> Inputs:
+        """Return some of the rows."""
+        return Inputs(self.rows[which], self.share[which], self.dense[which])
+
+
+def make_inputs(keys: Keys, counts: Counts, snapshot: Snapshot, device: str) -> Inputs:
+    """Return what the network of a snapshot reads of rows with these keys, (N, S), and counts."""
+    dense = dense_inputs(counts, keys, snapshot.base, snapshot.fields, snapshot.levels)
+    return Inputs(
+        rows=torch.from_numpy(snapshot.vocabulary.rows(keys)).to(device),
+        share=torch.from_numpy(shares(keys, snapshot.fields).astype(np.float32)).to(device),
+        dense=torch.from_numpy(dense).to(device),
+    )
+
+
+def minibatches(n_rows: int, batch_rows: int, *, seed: int, slide: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the row numbers of each mini-batch: all rows once, shuffled, as neighbours in time are alike."""
+    order = np.random.default_rng([seed, slide]).permutation(n_rows)
+    for first in range(0, n_rows, batch_rows):
+        yield order[first : first + batch_rows]
+
+
+class Predictor:
+    """A snapshot made ready to score rows; reads only, so threads may share it."""
+
+    def __init__(self, snapshot: Snapshot, device: str = "cpu") -> None:
+        """Build the network.
+
+        Args:
+            snapshot: What to predict with.
+            device: Where to compute.
+        """
+        self._snapshot = snapshot
+        self._device = device
+        self._network = snapshot.build(device)
+        self._embedding = snapshot.tensors["embedding.rows"].to(device)
+        self._base = snapshot.tensors["base.weight"].to(device)
+
+    def __call__(self, keys: Keys, counts: Counts) -> npt.NDArray[np.float32]:
+        """Return click probabilities, (N,)."""
+        return self.score(make_inputs(keys, counts, self._snapshot, self._device))
+
+    def score(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """Return the click probabilities of rows whose inputs were made for this snapshot, (N,)."""
+        probabilities = np.empty(len(inputs), np.float32)
+        with torch.inference_mode():
+            for first in range(0, len(inputs), ROWS_MAX):
+                part = inputs.take(slice(first, first + ROWS_MAX))
+                base = base_logits(self._base, part.dense)
+                logits = self._network(functional.embedding(part.rows, self._embedding), part.share, part.dense, base)
+                probabilities[first : first + ROWS_MAX] = torch.sigmoid(logits).cpu().numpy()
+        return probabilities

@@ -1,0 +1,57 @@
+"""The base of every network: a logistic regression on the dense inputs, learnt by Newton steps.
+
+Owns its weights' arithmetic: what it predicts and how one batch moves it. Must not know embeddings or networks.
+
+Invariants: there is no learning rate to choose: each step solves for the optimum of a quadratic model of everything
+seen, so its size follows from the data; the curvature halves with `MEMORY_ROWS`, so it never stops learning; the ridge
+stays whole, so an input that is constant or missing cannot make a step large. All in doubles.
+
+Shape legend: `B` batch, `P` dense inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RIDGE = 1.0  # rows' worth of doubt about each weight at the start; chosen by hand
+MEMORY_ROWS = 350_000.0  # rows after which the curvature has halved; as good as no forgetting on two logs' warm-up
+CURVATURE_MIN = 1e-3  # of one row: p (1 - p) vanishes where a click is most surprising, and the step must stay bounded
+
+
+def initial_base(width: int, root: int) -> dict[str, Tensor]:
+    """Return weights (P,) and curvature (P, P) of a base that predicts the overall rate.
+
+    Args:
+        width: How many dense inputs there are.
+        root: Which of them is the logit of the overall rate.
+    """
+    weight = torch.zeros(width, dtype=torch.float64)
+    weight[root] = 1.0
+    return {"weight": weight, "curvature": torch.eye(width, dtype=torch.float64) * RIDGE}
+
+
+def base_logits(weight: Tensor, dense: Tensor) -> Tensor:
+    """Return the logits of the base, (B,), float32."""
+    return (dense.to(torch.float64) @ weight).to(torch.float32)
+
+
+def newton_step(weight: Tensor, curvature: Tensor, dense: Tensor, clicks: Tensor) -> None:
+    """Move weight (P,) and curvature (P, P) in place by one batch.
+
+    Args:
+        weight: Weights.
+        curvature: Ridge plus decayed second derivatives of the log loss of all batches so far.
+        dense: (B, P).
+        clicks: 0 or 1, (B,).
+
+    Source: online Newton / recursive iteratively re-weighted least squares with forgetting; ours in its details.
+    """
+    x = dense.to(torch.float64)
+    p = torch.sigmoid(x @ weight)
+    keep = 0.5 ** (len(x) / MEMORY_ROWS)
+    curvature.mul_(keep)
+    curvature.diagonal().add_((1.0 - keep) * RIDGE)
+    curvature.addmm_((x * torch.clamp(p * (1.0 - p), min=CURVATURE_MIN)[:, None]).T, x)
+    gradient = x.T @ (clicks.to(torch.float64) - p)
+    weight.add_(torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(curvature))[:, 0])

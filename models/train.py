@@ -1,0 +1,170 @@
+"""One pass over a slide: the optimisers and what they do to the tensors of a snapshot.
+
+Owns the training loop, the optimiser state and the embedding rows' coming and going. Must not know slides, gates or
+where inputs come from.
+
+Invariants: tensors that come in are never changed, new ones go out; the bits depend on tensors, inputs, seed and slide
+number (on one CPU type and thread count); an embedding row is touched only by rows that hold its value; a fresh row
+depends on its key and the seed alone, not on when it came or beside whom.
+
+Shape legend: `N` rows, `B` batch, `S` slots, `D` width of an embedding, `R` embedding rows, `P` dense inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from features.encode import Keys, mix
+from models.batch import Inputs, minibatches
+from models.losses import click_loss
+from models.networks.logistic import base_logits, newton_step
+from models.networks.mlp import Mlp
+
+Tensors = dict[str, Tensor]
+
+EMBEDDING_BOUND = 0.017  # fresh rows are uniform in +- this: deviation 0.01, small beside what is learnt
+ADAM_BETAS = (0.9, 0.999)  # as published
+ADAM_EPSILON = 1e-8  # as published
+ADAGRAD_EPSILON = 1e-8
+
+
+def use_threads(threads: int) -> None:
+    """Fix how many threads torch computes with in this process; the bits of a model depend on it."""
+    torch.set_num_threads(threads)
+
+
+def resolve_device(device: str) -> str:
+    """Return "cuda" or "cpu" for "auto", and any other device as it is."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def initial_embedding(dim: int) -> Tensors:
+    """Return an embedding that holds the shared row of unknown values alone."""
+    return {"embedding.rows": torch.zeros(1, dim), "embedding.squares": torch.zeros(1, 1)}
+
+
+def move_rows(tensors: Mapping[str, Tensor], source: npt.NDArray[np.int64], keys: Keys, seed: int) -> Tensors:
+    """Return the tensors with their embedding rows put where a revised vocabulary wants them.
+
+    Args:
+        tensors: Those of a snapshot.
+        source: Where each row was before, -1 for a fresh one, (R,).
+        keys: The values that own rows 1 and up, (R - 1,).
+        seed: Seed of fresh rows.
+    """
+    rows, squares = tensors["embedding.rows"], tensors["embedding.squares"]
+    kept = torch.from_numpy(source)
+    fresh = kept < 0
+    moved_rows, moved_squares = rows[kept.clamp(min=0)], squares[kept.clamp(min=0)]
+    moved_rows[fresh] = fresh_rows(keys[fresh.numpy()[1:]], rows.shape[1], seed)
+    moved_squares[fresh] = 0.0
+    return {**tensors, "embedding.rows": moved_rows, "embedding.squares": moved_squares}
+
+
+def fresh_rows(keys: Keys, dim: int, seed: int) -> Tensor:
+    """Return the first embedding of values: small numbers that a hash of key, seed and column gives, (len(keys), D)."""
+    columns = mix(np.arange(1, dim + 1, dtype=np.uint64) + mix(np.array([seed + 1], np.uint64)))
+    bits = mix(keys[:, None] ^ columns) >> np.uint64(40)  # 24 bits: exact as float32
+    unit = bits.astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)  # in [-1, 1)
+    return torch.from_numpy(unit * np.float32(EMBEDDING_BOUND))
+
+
+def train(
+    tensors: Mapping[str, Tensor],
+    network: Mlp,
+    inputs: Inputs,
+    clicks: Tensor,
+    *,
+    learning_rate: float,
+    embedding_learning_rate: float,
+    batch_rows: int,
+    seed: int,
+    slide: int,
+) -> Tensors:
+    """Return the tensors after one pass over some rows.
+
+    Args:
+        tensors: Those of a snapshot, on the CPU.
+        network: The network with the same weights, on the device of the inputs; it is trained in place.
+        inputs: What the network reads of the rows.
+        clicks: 0 or 1, (N,), on the same device.
+        learning_rate: Of the network (Adam).
+        embedding_learning_rate: Of embedding rows (Adagrad, one step size per row).
+        batch_rows: Rows per step.
+        seed: Seed of the order of rows, together with the slide.
+        slide: Number of the slide.
+    """
+    device = clicks.device
+    state = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+    weights = _flatten(network)
+    state.setdefault("adam.mean", torch.zeros_like(weights))
+    state.setdefault("adam.square", torch.zeros_like(weights))
+    state.setdefault("adam.steps", torch.zeros((), dtype=torch.float64, device=device))
+    network.train()
+    for batch in minibatches(len(inputs), batch_rows, seed=seed, slide=slide):
+        which = torch.from_numpy(batch).to(device)
+        gradient = _step(state, network, inputs.take(which), clicks[which], embedding_learning_rate)
+        _adam_step(state, weights, gradient, learning_rate)
+    network.eval()
+    state |= {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def _step(
+    state: Tensors, network: Mlp, inputs: Inputs, clicks: Tensor, embedding_learning_rate: float
+) -> Tensor:
+    """Move base and embedding by one batch and return the gradient of the network's weights, flat.
+
+    Every part sees what the others predicted before they moved.
+    """
+    touched, place = torch.unique(inputs.rows, return_inverse=True)  # (U,), (B, S)
+    rows = state["embedding.rows"][touched].requires_grad_()  # (U, D)
+    base = base_logits(state["base.weight"], inputs.dense)
+    logits = network(functional.embedding(place, rows), inputs.share, inputs.dense, base)
+    of_rows, *of_weights = torch.autograd.grad(click_loss(logits, clicks), [rows, *network.parameters()])
+    newton_step(state["base.weight"], state["base.curvature"], inputs.dense, clicks)
+    _adagrad_step(state, touched, of_rows, embedding_learning_rate)
+    return torch.cat([gradient.flatten() for gradient in of_weights])
+
+
+def _flatten(network: Mlp) -> Tensor:
+    """Return all weights of a network as one vector that they are from now on views of."""
+    weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    parts = weights.split([parameter.numel() for parameter in network.parameters()])
+    for parameter, part in zip(network.parameters(), parts, strict=True):
+        parameter.data = part.view_as(parameter)
+    return weights
+
+
+def _adam_step(state: Tensors, weights: Tensor, gradient: Tensor, learning_rate: float) -> None:
+    """Move the network's weights in place.
+
+    Source: Kingma and Ba, arXiv:1412.6980, Algorithm 1. Not torch.optim's: making one loads torch's compiler, seconds
+    of start-up and hundreds of megabytes in every process that learns.
+    """
+    fast, slow = ADAM_BETAS
+    mean, square, steps = state["adam.mean"], state["adam.square"], state["adam.steps"]
+    steps += 1.0
+    mean.lerp_(gradient, 1.0 - fast)
+    square.mul_(slow).addcmul_(gradient, gradient, value=1.0 - slow)
+    count = float(steps)
+    scale = learning_rate * (1.0 - slow**count) ** 0.5 / (1.0 - fast**count)
+    weights.addcdiv_(mean, square.sqrt().add_(ADAM_EPSILON), value=-scale)
+
+
+def _adagrad_step(state: Tensors, touched: Tensor, gradient: Tensor, learning_rate: float) -> None:
+    """Move the touched embedding rows.
+
+    Source: Duchi, Hazan, Singer 2011, with one accumulator per row as is usual for embedding tables.
+    """
+    squares = state["embedding.squares"][touched] + gradient.square().mean(dim=1, keepdim=True)
+    state["embedding.squares"][touched] = squares
+    state["embedding.rows"][touched] -= learning_rate * gradient / (squares.sqrt() + ADAGRAD_EPSILON)

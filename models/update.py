@@ -1,0 +1,356 @@
+"""One step of learning: score a slide, decide, train on it, move the counts on. Backtest and trainer take the same one.
+
+Owns the two pointers, `latest` (the lineage that learns) and `champion` (what serves), and the order of the step. Must
+not know where slides come from, where snapshots go or what time it is.
+
+Invariants: a slide is scored by models that have not seen it, on counts that had settled when each row was shown; the
+state after a slide is a function of the slides so far; a learner resumed from its snapshots goes on with the same bits.
+
+Shape legend: `N` rows, `S` slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from features.encode import Keys, encode, hash_strings, mix, slot_fields
+from features.fields import Field, id_field, slot_counts
+from features.posteriors import estimate_strength
+from features.priors import Counts, PriorTable, SettledRows, advance, point_in_time
+from features.vocabulary import Vocabulary, revise
+from models.batch import Inputs, Predictor, make_inputs
+from models.evaluate import Evaluation, Floats, Ints, evaluate
+from models.gate import Decision, Evidence, EvidenceSummary, GateDecision, GateRules, compare, judge, summarise
+from models.networks.build import build_network, initial_tensors
+from models.snapshot import Snapshot
+from models.train import initial_embedding, move_rows, resolve_device, train
+from models.window import Slide
+
+Strategy = Literal["incremental", "static"]
+Probabilities = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that decides what is learnt; infra/settings.py says what each means.
+
+    Attributes:
+        strategy: `incremental` learns each slide; `static` learns the warm-up and then only counts go on.
+        warmup_s: Slides that end within this time of the first settled row are warm-up.
+        lookback_s: How far before a slide a row of it may have been shown and still be given its counts: the longest
+            wait for a click plus the disorder allowed. Rows shown earlier are counted, not learnt.
+    """
+
+    fields: tuple[Field, ...]
+    family: str
+    network: str
+    dim: int
+    hidden: tuple[int, ...]
+    admit_min: float
+    forget_min: float
+    half_lives_s: tuple[float, ...]
+    levels: tuple[str, ...]
+    evidence_min: float
+    strategy: Strategy
+    learning_rate: float
+    embedding_learning_rate: float
+    batch_rows: int
+    seed: int
+    device: str
+    warmup_s: float
+    lookback_s: float
+    alpha: float
+    margin: float
+    buckets: int
+    evidence_clip: float
+    clicks_min: int
+    calibration: tuple[float, float]
+
+    @property
+    def gate(self) -> GateRules:
+        """The gate's part of it."""
+        return GateRules(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(GateRules)},
+        )
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one step did.
+
+    Attributes:
+        slide: Number of the slide.
+        start_s: Where it begins.
+        end_s: Where it ends.
+        rows: Rows in it.
+        clicks: Clicks in it.
+        champion: How good the champion's predictions of it were, before the decision.
+        latest: How good the newest model's were, before it learnt the slide.
+        decision: warmup, promote, hold or reject.
+        reason: Why, for people.
+        evidence: What the decision rests on.
+        champion_version: What serves after the step.
+        latest_version: What learns after the step.
+        lost: Slides whose learning was thrown away by a reject.
+        values: Values that own an embedding row after the step.
+        stale_rows: Rows shown too long before the slide to know what had settled then: counted, not learnt or scored.
+    """
+
+    slide: int
+    start_s: float
+    end_s: float
+    rows: int
+    clicks: int
+    champion: Evaluation
+    latest: Evaluation
+    decision: Decision
+    reason: str
+    evidence: EvidenceSummary
+    champion_version: str
+    latest_version: str
+    lost: tuple[int, ...]
+    values: int
+    stale_rows: int
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """The rows of a slide that are scored and learnt, with what had settled when each was shown."""
+
+    keys: Keys
+    counts: Counts
+    clicks: Floats
+    groups: Ints
+    buckets: Ints
+
+
+class Learner:
+    """The whole learning state: two snapshots, and the step that makes new ones.
+
+    Attributes:
+        latest: The newest state of the lineage that learns.
+        champion: What serves.
+        scores: Predictions of the last slide's rows that are not stale, in their order, by "latest" and "champion".
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Start with a model that predicts the overall click rate."""
+        self._plan = plan
+        self._device = resolve_device(plan.device)
+        self.latest = self.champion = initial_snapshot(plan)
+        self.scores: dict[str, Probabilities] = {}
+
+    @classmethod
+    def resume(cls, plan: Plan, latest: Snapshot, champion: Snapshot) -> Learner:
+        """Return the learner that saved these snapshots.
+
+        Raises:
+            ValueError: If a snapshot was made by a plan with other fields, network or half-lives.
+        """
+        for snapshot in (latest, champion):
+            _check_fits(plan, snapshot)
+        learner = cls(plan)
+        learner.latest, learner.champion = latest, champion
+        return learner
+
+    def learn(self, slide: Slide) -> UpdateReport:
+        """Learn one slide and return what happened; `latest` and `champion` are the new state."""
+        before = self.latest
+        settled, examples, stale_rows = _read(slide, before, self._plan.buckets)
+        inputs = {name: self._inputs(examples, snapshot) for name, snapshot in self._pointers()}
+        self.scores = {name: Predictor(s, self._device).score(inputs[name]) for name, s in self._pointers()}
+        evaluations = {name: evaluate(p, examples.clicks, examples.groups) for name, p in self.scores.items()}
+        origin_s = before.origin_s if before.slide is not None else _first_s(slide)
+        is_warmup = slide.end_s <= origin_s + self._plan.warmup_s
+        verdict = self._decide(examples, evaluations["latest"], is_warmup=is_warmup)
+        after = _count(before, slide, settled, self._plan)
+        after = dataclasses.replace(after, origin_s=origin_s, evidence=verdict.evidence)
+        name = "champion" if verdict.decision == "reject" else "latest"
+        start = dict(self._pointers())[name]
+        after = dataclasses.replace(
+            after,
+            parent=start.version,
+            tensors=start.tensors,
+            vocabulary=start.vocabulary,
+            learnt=before.learnt if verdict.decision == "hold" else (),
+        )
+        if is_warmup or self._plan.strategy == "incremental":
+            after = self._train(start, after, inputs[name], examples)
+        if verdict.decision in ("warmup", "promote"):
+            self.champion = before
+        self.latest = after
+        return UpdateReport(
+            slide=slide.index,
+            start_s=slide.start_s,
+            end_s=slide.end_s,
+            rows=len(slide.frame),
+            clicks=int(slide.frame["click"].sum()),
+            champion=evaluations["champion"],
+            latest=evaluations["latest"],
+            decision=verdict.decision,
+            reason=verdict.reason,
+            evidence=verdict.summary,
+            champion_version=self.champion.version,
+            latest_version=after.version,
+            lost=before.learnt if verdict.decision == "reject" else (),
+            values=len(after.vocabulary) - 1,
+            stale_rows=stale_rows,
+        )
+
+    def _pointers(self) -> tuple[tuple[str, Snapshot], ...]:
+        return ("latest", self.latest), ("champion", self.champion)
+
+    def _inputs(self, examples: _Examples, snapshot: Snapshot) -> Inputs:
+        return make_inputs(examples.keys, examples.counts, snapshot, self._device)
+
+    def _decide(self, examples: _Examples, latest: Evaluation, *, is_warmup: bool) -> GateDecision:
+        evidence, rules = self.latest.evidence, self._plan.gate
+        summary = summarise(evidence, rules)
+        if is_warmup:
+            return GateDecision("warmup", "every model is promoted during the warm-up", summary, evidence)
+        if not self.latest.learnt:
+            return GateDecision("hold", "the newest model is the champion", summary, evidence)
+        pieces = compare(
+            self.scores["latest"], self.scores["champion"], examples.clicks, examples.buckets, rules.evidence_clip
+        )
+        return judge(evidence, pieces, latest, rules)
+
+    def _train(self, start: Snapshot, after: Snapshot, inputs: Inputs, examples: _Examples) -> Snapshot:
+        """Return the snapshot after its network learnt the slide and its vocabulary followed the counts."""
+        if not len(inputs):
+            return after
+        assert after.slide is not None
+        plan = self._plan
+        tensors = train(
+            after.tensors,
+            start.build(self._device),
+            inputs,
+            torch.from_numpy(examples.clicks).to(self._device),
+            learning_rate=plan.learning_rate,
+            embedding_learning_rate=plan.embedding_learning_rate,
+            batch_rows=plan.batch_rows,
+            seed=plan.seed,
+            slide=after.slide,
+        )
+        priors = estimate_strength(after.priors)
+        vocabulary, source = revise(
+            after.vocabulary, priors, admit_min=plan.admit_min, forget_min=plan.forget_min
+        )
+        return dataclasses.replace(
+            after,
+            tensors=move_rows(tensors, source, vocabulary.keys, plan.seed),
+            vocabulary=vocabulary,
+            base=dataclasses.replace(after.base, strength=priors.strength),
+            learnt=(*after.learnt, after.slide),
+        )
+
+
+def initial_snapshot(plan: Plan) -> Snapshot:
+    """Return the state before the first slide: it predicts the overall click rate."""
+    n_half_lives = len(plan.half_lives_s)
+    network = build_network(plan.network, plan.fields, dim=plan.dim, hidden=plan.hidden, n_half_lives=n_half_lives)
+    tensors = initial_tensors(network, fields=plan.fields, n_half_lives=n_half_lives, seed=plan.seed)
+    return Snapshot(
+        family=plan.family,
+        slide=None,
+        parent="",
+        fields=plan.fields,
+        levels=plan.levels,
+        network=plan.network,
+        dim=plan.dim,
+        hidden=plan.hidden,
+        tensors=tensors | initial_embedding(plan.dim),
+        vocabulary=Vocabulary.empty(),
+        base=PriorTable.empty(plan.half_lives_s, len(plan.fields)),
+        recent=SettledRows.empty(sum(slot_counts(plan.fields))),
+        end_s=-math.inf,
+        origin_s=math.inf,
+        evidence=Evidence(),
+    )
+
+
+def _read(slide: Slide, before: Snapshot, n_buckets: int) -> tuple[SettledRows, _Examples, int]:
+    """Return all rows that settled since the counts' moment, what is learnt of the slide, and how many rows are stale.
+
+    Raises:
+        ValueError: If a row settled when it was shown or before: its own label would be among its inputs.
+    """
+    frame = slide.frame
+    _check_delay(slide)
+    keys = encode(frame, before.fields)
+    settled = before.recent.followed_by(SettledRows.from_frame(frame, keys))
+    shown_s = frame.select(pl.col("time_s").min().over("request_id")).to_series().to_numpy()  # as of the request
+    fresh = shown_s >= before.base.as_of_s
+    stale_rows = int(len(frame) - fresh.sum())
+    if stale_rows:
+        frame, keys, shown_s = frame.filter(pl.Series(fresh)), keys[fresh], shown_s[fresh]
+    users = _user_ids(frame, keys, before.fields)
+    requests = frame["request_id"].n_unique()
+    examples = _Examples(
+        keys=keys,
+        counts=point_in_time(before.base, settled, keys, shown_s, slot_counts(before.fields)),
+        clicks=frame["click"].to_numpy().astype(np.float64),
+        groups=(users if len(frame) < 2 * requests else hash_strings(frame["request_id"])).view(np.int64),
+        buckets=(mix(users) % np.uint64(n_buckets)).astype(np.int64),
+    )
+    return settled, examples, stale_rows
+
+
+def _user_ids(frame: pl.DataFrame, keys: Keys, fields: Sequence[Field]) -> Keys:
+    """Return a number per row that names its user, or its request when the fields name no user."""
+    user = id_field(fields, "user")
+    if user is None:
+        return hash_strings(frame["request_id"])
+    return keys[:, sum(slot_counts(fields)[: fields.index(user)])]
+
+
+def _count(before: Snapshot, slide: Slide, settled: SettledRows, plan: Plan) -> Snapshot:
+    """Return the snapshot with the slide's rows counted; nothing is learnt yet."""
+    moment_s = max(before.base.as_of_s, slide.end_s - plan.lookback_s)
+    base = advance(
+        before.base,
+        settled.between(-math.inf, moment_s),
+        moment_s,
+        slot_field=slot_fields(plan.fields),
+        evidence_min=plan.evidence_min,
+    )
+    recent = settled.between(moment_s, math.inf)
+    return dataclasses.replace(before, slide=slide.index, end_s=slide.end_s, base=base, recent=recent)
+
+
+def _first_s(slide: Slide) -> float:
+    return float(slide.frame["settled_s"][0]) if len(slide.frame) else slide.start_s
+
+
+def _check_delay(slide: Slide) -> None:
+    early = slide.frame.filter(pl.col("settled_s") <= pl.col("time_s"))
+    if len(early):
+        raise ValueError(
+            f"slide {slide.index}: a row must settle after it was shown, got request_id"
+            f' "{early["request_id"][0]}" shown and settled at {early["settled_s"][0]}; [ledger] wait_s must be > 0'
+        )
+
+
+def _check_fits(plan: Plan, snapshot: Snapshot) -> None:
+    """Check that a learner with this plan could have made the snapshot."""
+    for name in ("family", "fields", "levels", "network", "dim", "hidden"):
+        wanted, got = getattr(plan, name), getattr(snapshot, name)
+        if wanted != got:
+            raise ValueError(f"snapshot {snapshot.version} must have the {name} {wanted} to go on, got {got}; {_NEXT}")
+    if tuple(snapshot.base.half_lives_s.tolist()) != plan.half_lives_s:
+        got = tuple(snapshot.base.half_lives_s.tolist())
+        raise ValueError(
+            f"snapshot {snapshot.version} must have half_lives_s {plan.half_lives_s} to go on, got {got}; {_NEXT}"
+        )
+
+
+_NEXT = "start a new family or put the settings back"

@@ -1,0 +1,135 @@
+"""The same code over a file: ledger, window, learner and gate in one process, without Kafka.
+
+Owns the in-memory way of an event. Must not compute anything that the workers compute otherwise: it calls the same
+core with the same settings, so its snapshots have the same digests as those of a replay through Kafka.
+
+The ledger runs over `partitions` in-memory partitions with the partitioner of Kafka's clients. There is no append time
+in memory, so blocks are cut elsewhere than Kafka's; what is learnt does not depend on where.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.settings import Settings
+from models.registry import Registry
+from models.train import use_threads
+from models.update import Learner, UpdateReport
+from models.window import Slide, Window
+from stream.blocks import Counts, add_counts, row_schema, to_frame
+from stream.events import Event
+from stream.ledger import Closed
+from stream.partitioner import murmur2_partition
+from stream.plan import new_plan
+from stream.wiring import new_ledger, new_slides
+
+TimedEvent = tuple[str | None, Event]  # the request_id that keys an event; None: a tick, for every partition
+
+
+@dataclass(frozen=True)
+class Step:
+    """One slide of a backtest: what was learnt, and what it took in wall time."""
+
+    report: UpdateReport
+    learn_s: float
+
+
+@dataclass
+class Backtest:
+    """A run over a stream of events; iterate `steps`, then read `counts` and `learner`."""
+
+    settings: Settings
+    events: Iterable[TimedEvent]
+
+    def __post_init__(self) -> None:
+        """Make the learner; nothing is read yet."""
+        use_threads(self.settings.update.threads)
+        self.learner = Learner(new_plan(self.settings))
+        self.counts = Counts()
+
+    def steps(self) -> Iterator[Step]:
+        """Run; yield after each slide."""
+        for slide in self.slides():
+            started_s = time.perf_counter()
+            report = self.learner.learn(slide)
+            yield Step(report, time.perf_counter() - started_s)
+
+    def slides(self) -> Iterator[Slide]:
+        """Run the ledger alone; yield each slide as it completes."""
+        settings = self.settings
+        slides, schema = new_slides(settings), row_schema(settings.fields)
+        n_partitions = settings.kafka.partitions
+        ledgers = [new_ledger(partition, settings, slides) for partition in range(n_partitions)]
+        offsets = [0] * n_partitions
+        window = Window(n_partitions, slides)
+
+        def step(partition: int, event: Event) -> list[Closed]:
+            offset = offsets[partition]
+            offsets[partition] = offset + 1
+            return ledgers[partition].step(offset, 0.0, event)
+
+        partition_of = _Partitioner(n_partitions)
+        for request_id, event in self.events:
+            partitions = range(n_partitions) if request_id is None else (partition_of(request_id),)
+            closed = [block for partition in partitions for block in step(partition, event)]
+            for block in closed:
+                header = block.header
+                window.add(header.partition, header.number, header.watermark_s, to_frame(block.columns, schema))
+            if closed:
+                yield from window.closed()
+                self.counts = add_counts([ledger.counts for ledger in ledgers])
+        self.counts = add_counts([ledger.counts for ledger in ledgers])
+
+
+class _Partitioner:
+    """murmur2 with a memory of the last request: its events come together."""
+
+    def __init__(self, n_partitions: int) -> None:
+        self._n_partitions = n_partitions
+        self._request_id, self._partition = "", 0
+
+    def __call__(self, request_id: str) -> int:
+        if request_id != self._request_id:
+            self._request_id = request_id
+            self._partition = murmur2_partition(request_id.encode(), self._n_partitions)
+        return self._partition
+
+
+def run_backtest(
+    settings: Settings,
+    events: Iterable[TimedEvent],
+    *,
+    registry_dir: Path | None = None,
+    on_step: Callable[[Step, Counts], None] | None = None,
+) -> dict[str, Any]:
+    """Return the JSON object of `freshrank backtest`: see docs/cli.md.
+
+    Args:
+        settings: Of the deployment.
+        events: In arrival order, from `stream.logs`.
+        registry_dir: Where to keep every snapshot; None keeps none.
+        on_step: Called after each slide, for progress.
+    """
+    backtest = Backtest(settings, events)
+    registry = Registry(str(registry_dir)) if registry_dir is not None else None
+    windows: list[dict[str, Any]] = []
+    for step in backtest.steps():
+        if registry is not None:
+            registry.save(backtest.learner.champion, {})
+            registry.save(backtest.learner.latest, {})
+        windows.append(asdict(step.report) | {"learn_s": step.learn_s, "digest": backtest.learner.latest.digest})
+        if on_step is not None:
+            on_step(step, backtest.counts)
+    counts = backtest.counts
+    return {
+        "name": settings.name,
+        "windows": windows,
+        "ledger": {name: getattr(counts, name) for name in counts.__struct_fields__},
+        "violations": counts.violations(),
+        "champion": backtest.learner.champion.version,
+        "latest": backtest.learner.latest.version,
+    }

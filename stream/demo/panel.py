@@ -1,0 +1,324 @@
+"""What the demo shows, from plain values: a live panel on a terminal, plain lines where there is none.
+
+Owns the words, tables and colours. Must not know topics, processes or where a value came from.
+
+Invariants: a panel is never higher than the terminal (the oldest slides make room); colour never says anything that a
+word does not say too.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from stream.blocks import Counts
+
+LINE_S = 2.0  # how often a line comes where there is no terminal
+FRAME_S = 0.5  # how often the panel is drawn: it shares the cores with what it shows
+FIXED_LINES = 22  # of the panel, when it shows no slide; the table of slides gets the rest of the terminal
+SLIDES_MIN, NOTES_MAX = 4, 3
+SHOWN_MAX = 5  # places of an answer
+DECISION_STYLES = {"promote": "green", "warmup": "cyan", "hold": "yellow", "reject": "red"}
+
+
+@dataclass(frozen=True)
+class Role:
+    """A process of the demo: `state` is one of starts, runs, restarts, ended."""
+
+    name: str
+    state: str
+    deaths: int = 0
+
+
+@dataclass(frozen=True)
+class SlideRow:
+    """One learnt slide, as it was announced; `champion` and `latest` hold logloss, auc and calibration or None."""
+
+    slide: int
+    rows: int
+    end_s: float
+    champion: Mapping[str, Any]
+    latest: Mapping[str, Any]
+    decision: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that the panel shows.
+
+    Attributes:
+        phase: What is going on, in a few words.
+        events_per_s: Taken by the ledger lately.
+        events_per_s_mean: Since its first event.
+        watermark_s: Event time up to which all partitions are complete; None: not yet known.
+        prior_values: Values whose counts are known.
+        prior_as_of_s: Event time of the counts; None: none yet.
+        serving: Version of the snapshot that serves; empty: none yet.
+        age_event_s: How much event time has passed since the last row that it learnt.
+        age_wall_s: How long ago it was announced.
+    """
+
+    title: str
+    phase: str
+    elapsed_s: float = 0.0
+    events_per_s: float = 0.0
+    events_per_s_mean: float = 0.0
+    counts: Counts = field(default_factory=Counts)
+    watermark_s: float | None = None
+    prior_values: int = 0
+    prior_as_of_s: float | None = None
+    slides: Sequence[SlideRow] = ()
+    serving: str = ""
+    age_event_s: float | None = None
+    age_wall_s: float | None = None
+    roles: Sequence[Role] = ()
+    memory_bytes: int = 0
+    notes: Sequence[str] = ()
+
+
+class Screen(Protocol):
+    """Where the demo shows what it does."""
+
+    def show(self, view: View) -> None:
+        """Show how things stand, not more often than is good."""
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+
+
+@contextmanager
+def open_screen(console: Console) -> Iterator[Screen]:
+    """Give a live panel on a terminal, else plain lines."""
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+        yield _LivePanel(live)
+
+
+class _LivePanel:
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._drawn_s = 0.0
+        self._phase = ""
+
+    def show(self, view: View) -> None:
+        now_s = time.monotonic()
+        if view.phase != self._phase or now_s - self._drawn_s >= FRAME_S:
+            self._drawn_s, self._phase = now_s, view.phase
+            self._live.update(render(view, height=self._live.console.height - 1), refresh=True)
+
+    def say(self, line: str) -> None:
+        self._live.console.print(line, markup=False, highlight=False)
+
+
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._told_s = 0.0
+        self._n_slides = 0
+
+    def show(self, view: View) -> None:
+        for slide in view.slides[self._n_slides :]:
+            self.say(slide_line(slide))
+        self._n_slides = len(view.slides)
+        if time.monotonic() - self._told_s >= LINE_S:
+            self._told_s = time.monotonic()
+            self.say(status_line(view))
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def render(view: View, *, height: int) -> RenderableType:
+    """Return the panel, at most `height` lines high as long as that leaves room for `SLIDES_MIN` slides."""
+    n_slides = max(SLIDES_MIN, height - FIXED_LINES - min(len(view.notes), NOTES_MAX))
+    parts: list[RenderableType] = [_head(view), _ledger(view.counts), _state(view), _slides(view.slides, n_slides)]
+    parts += [Text(f"! {note}", style="yellow", overflow="ellipsis", no_wrap=True) for note in view.notes[-NOTES_MAX:]]
+    return Panel(Group(*parts), title=f"[bold]freshrank[/] · {view.title}", box=box.ROUNDED, padding=(0, 1))
+
+
+def status_line(view: View) -> str:
+    """Return how things stand in one line."""
+    broken = sum(map(abs, view.counts.violations().values()))
+    laws = "laws hold" if not broken else f"LAWS BROKEN by {broken}"
+    return (
+        f"{view.elapsed_s:6.1f} s  {view.phase}: {view.counts.records:,} events, {view.events_per_s:,.0f}/s now,"
+        f" {view.events_per_s_mean:,.0f}/s in all, {laws}; {view.prior_values:,} values counted; slides"
+        f" {len(view.slides)}; serving model {_age(view.age_event_s)} old in event time, {_age(view.age_wall_s)} on the"
+        f" clock; {view.memory_bytes / 1e9:.1f} GB"
+    )
+
+
+def slide_line(slide: SlideRow) -> str:
+    """Return what was decided about a slide in one line."""
+    pairs = [
+        f"{name} {_figure(slide.champion[key])} → {_figure(slide.latest[key])}"
+        for name, key in (("AUC", "auc"), ("log loss", "logloss"), ("calibration", "calibration"))
+    ]
+    judged = ", ".join(pairs)
+    return f"slide {slide.slide}: {slide.rows:,} rows, {judged} (champion → latest); {slide.decision}: {slide.reason}"
+
+
+def law_lines(counts: Counts) -> list[str]:
+    """Return the three conservation laws in numbers, each with by how much it is broken."""
+    c, broken = counts, counts.violations()
+    sides = {
+        "impressions": f"{c.impressions:,} = {c.clicked:,} clicked + {c.expired_negative:,} expired_negative"
+        f" + {c.pending:,} pending",
+        "clicks": f"{c.clicks:,} = {c.matched:,} matched + {c.repeated:,} repeated + {c.late:,} late"
+        f" + {c.orphan:,} orphan + {c.held:,} held",
+        "records": f"{c.records:,} = {c.requests:,} requests + {c.impressions:,} impressions + {c.clicks:,} clicks"
+        f" + {c.ticks:,} ticks + {c.duplicates:,} duplicates + {c.dead_letters:,} dead letters",
+    }
+    return [f"{name:<11} {sum_}  {'✓' if not broken[name] else '✗'} {broken[name]}" for name, sum_ in sides.items()]
+
+
+def answer_table(answer: Any) -> Table:
+    """Return an answer of the ranking service: its first places, and that of the ad that was clicked next."""
+    user = ", ".join(f"{name} {value}" for name, value in answer.user_values.items())
+    table = Table(
+        title=f"{user}  ·  {len(answer.ranked)} candidates ranked in {answer.latency_s * 1000:.0f} ms"
+        f"  ·  {answer.snapshot}",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        expand=False,
+    )
+    for name, justify in (("place", "right"), ("ad", "left"), ("pCTR", "right"), ("known values", "left"), ("", "left")):
+        table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]  # a literal
+    for row in answer.ranked:
+        if row.place <= SHOWN_MAX or row.is_clicked:
+            if row.place > SHOWN_MAX + 1:
+                table.add_row("…")
+            mark = "★ clicked next" if row.is_clicked else ""
+            style = "bold green" if row.is_clicked else ""
+            table.add_row(str(row.place), row.ad_id, f"{row.pctr:.3f}", _values(row.values, row.ad_id), mark, style=style)
+    return table
+
+
+def summary_table(scores: Mapping[str, Any], *, n_slides: int, frozen: str) -> Table:
+    """Return the models side by side.
+
+    Args:
+        scores: By what a model is called: rows, clicks, logloss, auc, calibration; the first is compared against.
+        n_slides: How many slides they were judged on.
+        frozen: When the first stopped learning, in words.
+    """
+    first = next(iter(scores.values()))
+    table = Table(
+        title=f"Was it worth it? {first.rows:,} impressions of {n_slides} later slides; {frozen}",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("model")
+    for name in ("log loss", "", "AUC", "", "calibration"):
+        table.add_column(name, justify="right")
+    for name, score in scores.items():
+        loss = _change(score.logloss, first.logloss) if score is not first else ""
+        auc = _difference(score.auc, first.auc) if score is not first else ""
+        table.add_row(name, _figure(score.logloss), loss, _figure(score.auc), auc, _figure(score.calibration))
+    return table
+
+
+def _head(view: View) -> RenderableType:
+    grid = Table.grid(expand=True, padding=(0, 2))
+    grid.add_column(ratio=1, no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    rate = f"[bold]{view.events_per_s:,.0f}[/] events/s now · {view.events_per_s_mean:,.0f}/s in all"
+    grid.add_row(
+        f"[bold cyan]{view.phase}[/]", f"{rate} · {view.elapsed_s:.0f} s · {view.memory_bytes / 1e9:.1f} GB"
+    )
+    states = [
+        f"{role.name} [{'green' if role.state == 'runs' else 'dim' if role.state == 'ended' else 'yellow'}]{role.state}[/]"
+        + (f" [yellow](died {role.deaths}×)[/]" if role.deaths else "")
+        for role in view.roles
+    ]
+    return Group(grid, Text.from_markup(" · ".join(states), overflow="ellipsis"), Text())
+
+
+def _ledger(counts: Counts) -> RenderableType:
+    lines = [Text("ledger: every event is accounted for", style="bold")]
+    for line in law_lines(counts):
+        lines.append(Text("  " + line, style="" if "✓" in line else "bold red", no_wrap=True, overflow="ellipsis"))
+    return Group(*lines, Text())
+
+
+def _state(view: View) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_row("event time", f"{_date(view.watermark_s)} (watermark of all partitions)")
+    grid.add_row("priors", f"{view.prior_values:,} values known, as of {_date(view.prior_as_of_s)}")
+    ages = f"{_age(view.age_event_s)} old in event time, {_age(view.age_wall_s)} on the clock"
+    grid.add_row("serving", f"{view.serving} · {ages}" if view.serving else "no model yet")
+    return Group(grid, Text())
+
+
+def _slides(slides: Sequence[SlideRow], n_shown: int) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), pad_edge=False)
+    table.add_column("slide", justify="right", no_wrap=True)
+    table.add_column("until", no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
+    for name in ("AUC champ.", "latest", "log loss champ.", "latest", "calib. champ.", "latest"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("gate", no_wrap=True)
+    table.add_column("because", ratio=1, no_wrap=True, overflow="ellipsis")
+    for slide in slides[-n_shown:]:
+        judged = [
+            _figure(model[key]) for key in ("auc", "logloss", "calibration") for model in (slide.champion, slide.latest)
+        ]
+        gate = Text(slide.decision, style=DECISION_STYLES.get(slide.decision, ""))
+        table.add_row(str(slide.slide), _date(slide.end_s), f"{slide.rows:,}", *judged, gate, slide.reason)
+    for _ in range(n_shown - len(slides)):
+        table.add_row()  # the panel keeps its height
+    return table
+
+
+def _values(values: Mapping[str, Any], ad_id: str) -> str:
+    texts = [
+        f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in values.items()
+        if value not in (None, ad_id)
+    ]
+    return " · ".join(texts) or "–"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _change(value: float | None, base: float | None) -> str:
+    return "" if value is None or not base else f"{100.0 * (value / base - 1.0):+.2f} %"
+
+
+def _difference(value: float | None, base: float | None) -> str:
+    return "" if value is None or base is None else f"{value - base:+.4f}"
+
+
+def _date(time_s: float | None) -> str:
+    if time_s is None or not 0.0 <= time_s < 2.5e11:
+        return "–"
+    return dt.datetime.fromtimestamp(time_s, dt.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    for name, size in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{max(seconds, 0.0):.1f} s"

@@ -1,0 +1,300 @@
+"""Replay: a log into Kafka, as fast as it goes or at a multiple of its own pace.
+
+Owns the way of a log's events to their partitions and of its ads to the catalog. Must not know how rows are read or
+what the ledger makes of them.
+
+Invariants: each partition gets its events in order of arrival, each once (idempotent producer); which partition is
+decided by the request_id alone; every partition gets every tick; memory is bounded by two batches a partition.
+A replay that is interrupted leaves a log that ends early, never one with a hole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from infra.settings import Settings
+from models.serving.catalog import CatalogAd
+from stream.events import Click, Event, Impression, Request, Tick
+from stream.kafka import murmur2_partition, topic_name
+from stream.logs.arrivals import Arrival
+from stream.logs.reader import RowCounts
+from stream.logs.source import read_arrivals
+
+BATCH_BYTES = 128 * 1024  # by measurement: larger batches are no quicker
+BATCHES_WAITING_MAX = 8  # per topic and partition; beyond it the oldest is waited for
+BROKER_S_MAX = 120.0  # how long a broker may be gone before the replay gives up
+STOP_S_MAX = 10.0
+TURN_EVENTS = 2000  # how often other tasks get their turn, about every 20 ms
+PROGRESS_S = 0.25
+KEYS_MAX = 65_536  # requests whose partition is remembered until their clicks come
+ADS_MAX = 1_000_000  # ads remembered as published; beyond it they are published again, which changes nothing
+BID_MICROS = 1_000_000  # logs hold no bids: one for all, so that ads rank by their click probability
+
+
+class ReplayCounts(msgspec.Struct):
+    """What a replay has sent so far.
+
+    Attributes:
+        ticks: Boundaries and the end; each went to every partition.
+        records: Records on `events`.
+        ads: Records on `catalog`.
+        event_time_s: Of the event sent last, ticks aside.
+        seconds: Since the replay began.
+        rows: What became of the rows of the log.
+    """
+
+    requests: int = 0
+    impressions: int = 0
+    clicks: int = 0
+    ticks: int = 0
+    records: int = 0
+    ads: int = 0
+    event_time_s: float = 0.0
+    seconds: float = 0.0
+    rows: RowCounts = msgspec.field(default_factory=RowCounts)
+
+
+async def replay(
+    settings: Settings,
+    bases: Sequence[Path],
+    options: Mapping[str, Any],
+    *,
+    speed: float | None = None,
+    limit: int | None = None,
+    append: bool = False,
+    on_progress: Callable[[ReplayCounts], None] | None = None,
+) -> ReplayCounts:
+    """Send a deployment's log to its topics `events` and `catalog` and return when Kafka has all of it.
+
+    Args:
+        settings: With a [log] section.
+        bases: Where the log's files are looked for.
+        options: How aiokafka's clients reach the cluster.
+        speed: Seconds of event time a second; None: as fast as it goes.
+        limit: Stop after this many rows.
+        append: Send although there are events of this prefix already.
+        on_progress: Called a few times a second, and at the end.
+
+    Raises:
+        ValueError: If there are events already, the topic is not as the settings say, or `speed` is not positive.
+        LogError: If the log cannot be read or used.
+        RuntimeError: If the broker takes no more events.
+    """
+    pace = Pace(speed)
+    topic, n_partitions = topic_name(settings.prefix, "events"), settings.kafka.partitions
+    counts = ReplayCounts()
+    arrivals = read_arrivals(settings, bases, counts.rows, limit=limit)
+    producer = AIOKafkaProducer(
+        **options, enable_idempotence=True, max_batch_size=BATCH_BYTES, request_timeout_ms=int(BROKER_S_MAX * 1000)
+    )
+    await producer.start()
+    try:
+        await _check_topic(topic, n_partitions, producer, options, append=append)
+        ads = Catalog(Outbox(producer, topic_name(settings.prefix, "catalog"), 1))
+        await _Replay(Outbox(producer, topic, n_partitions), ads, counts, on_progress).send(arrivals, pace)
+    except KafkaError as error:
+        raise RuntimeError(
+            f"{topic} must take events, got from the broker: {error}; replay under a new prefix"
+        ) from error
+    finally:
+        with contextlib.suppress(TimeoutError):  # a broker that is gone will not take the rest either
+            await asyncio.wait_for(producer.stop(), STOP_S_MAX)
+    return counts
+
+
+async def _check_topic(
+    topic: str, n_partitions: int, producer: AIOKafkaProducer, options: Mapping[str, Any], *, append: bool
+) -> None:
+    consumer = AIOKafkaConsumer(**options)
+    await consumer.start()
+    try:
+        if topic not in await consumer.topics():
+            raise ValueError(f"topic {topic} must exist, got none of that name; run `freshrank topics create`")
+        found = await producer.partitions_for(topic)
+        if len(found) != n_partitions:
+            raise ValueError(
+                f"[kafka] partitions must be what {topic} has, {len(found)}, got {n_partitions}; set it back"
+            )
+        ends = await consumer.end_offsets([TopicPartition(topic, partition) for partition in found])
+    finally:
+        await consumer.stop()
+    if any(ends.values()) and not append:
+        raise ValueError(
+            f"{topic} must be empty, got {sum(ends.values())} events: the ledger would count a second replay as"
+            " duplicates; choose another [kafka] prefix, or append on purpose"
+        )
+
+
+class _Replay:
+    """One run over the events."""
+
+    def __init__(
+        self,
+        events: Outbox,
+        ads: Catalog,
+        counts: ReplayCounts,
+        on_progress: Callable[[ReplayCounts], None] | None,
+    ) -> None:
+        self._events = events
+        self._ads = ads
+        self._counts = counts
+        self._on_progress = on_progress
+        self._kinds: dict[type[Event], int] = {Request: 0, Impression: 0, Click: 0, Tick: 0}
+        self._started_s = self._told_s = time.monotonic()
+
+    async def send(self, arrivals: Iterable[Arrival], pace: Pace) -> None:
+        """Send all events and return when Kafka has them; the hot loop of the replay."""
+        outbox, kinds, encode = self._events, self._kinds, msgspec.json.Encoder().encode
+        place = lru_cache(KEYS_MAX)(outbox.place)
+        for number, (request_id, event) in enumerate(arrivals):
+            if event.time_s > pace.until_s:
+                await self._keep(pace, event.time_s)
+            if number % TURN_EVENTS == 0:
+                await self._take_turns()
+            kinds[event.__class__] += 1
+            if request_id is None:
+                await outbox.put_everywhere(encode(event))
+                continue
+            self._counts.event_time_s = event.time_s
+            partition, key = place(request_id)
+            if not outbox.put_now(partition, key, value := encode(event)):
+                await outbox.put(partition, key, value)
+            if isinstance(event, Request):
+                await self._ads.publish_new(event)
+        await outbox.finish()
+        await self._ads.outbox.finish()
+        self._tell()
+
+    async def _keep(self, pace: Pace, time_s: float) -> None:
+        wait_s = pace.wait_s(time_s, time.monotonic())
+        if wait_s > 0.0:
+            await self._events.flush()
+            await self._ads.outbox.flush()
+            await asyncio.sleep(wait_s)
+
+    async def _take_turns(self) -> None:
+        await asyncio.sleep(0.0)
+        if time.monotonic() - self._told_s >= PROGRESS_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        counts, kinds = self._counts, self._kinds
+        counts.requests, counts.impressions = kinds[Request], kinds[Impression]
+        counts.clicks, counts.ticks = kinds[Click], kinds[Tick]
+        counts.ads = self._ads.n_published
+        counts.records = sum(kinds.values()) + kinds[Tick] * (self._events.n_partitions - 1)
+        self._told_s = time.monotonic()
+        counts.seconds = self._told_s - self._started_s
+        if self._on_progress is not None:
+            self._on_progress(counts)
+
+
+class Pace:
+    """When an event may leave: event time runs `speed` times as fast as the wall clock, from the first event on."""
+
+    def __init__(self, speed: float | None) -> None:
+        """Set the pace; None: everything may leave at once.
+
+        Raises:
+            ValueError: If the speed is not positive.
+        """
+        if speed is not None and not 0.0 < speed < math.inf:
+            raise ValueError(f"speed must be > 0 seconds of event time a second, got {speed}")
+        self._speed = speed
+        self._start: tuple[float, float] | None = None  # of the first event: its time and the clock
+        self.until_s = math.inf if speed is None else -math.inf  # events up to this time need not ask
+
+    def wait_s(self, time_s: float, now_s: float) -> float:
+        """Return how long an event has to wait, seconds, <= 0 if not at all."""
+        if self._speed is None:
+            return 0.0
+        if self._start is None:
+            self._start = (time_s, now_s)
+        start_s, started_s = self._start
+        self.until_s = max(time_s, start_s + (now_s - started_s) * self._speed)
+        return started_s + (time_s - start_s) / self._speed - now_s
+
+
+class Outbox:
+    """Batches on their way to one topic, one open batch a partition; order within a partition is kept."""
+
+    def __init__(self, producer: AIOKafkaProducer, topic: str, n_partitions: int) -> None:
+        """Begin with empty batches."""
+        self.n_partitions = n_partitions
+        self._producer = producer
+        self._topic = topic
+        self._open = [producer.create_batch() for _ in range(n_partitions)]
+        self._sent: deque[asyncio.Future[Any]] = deque()
+
+    def place(self, request_id: str) -> tuple[int, bytes]:
+        """Return the partition of a request's records, and their key."""
+        key = request_id.encode()
+        return murmur2_partition(key, self.n_partitions), key
+
+    def put_now(self, partition: int, key: bytes | None, value: bytes) -> bool:
+        """Put a record into the open batch; False if it is full."""
+        return self._open[partition].append(timestamp=None, key=key, value=value) is not None
+
+    async def put(self, partition: int, key: bytes | None, value: bytes) -> None:
+        """Put a record into the open batch; a full one leaves first."""
+        if not self.put_now(partition, key, value):
+            await self._leave(partition)
+            assert self.put_now(partition, key, value), "an empty batch takes any record"
+
+    async def put_everywhere(self, value: bytes) -> None:
+        """Put a record without a key into every partition."""
+        for partition in range(self.n_partitions):
+            await self.put(partition, None, value)
+
+    async def flush(self) -> None:
+        """Let everything leave that has been put."""
+        for partition in range(self.n_partitions):
+            if self._open[partition].record_count():
+                await self._leave(partition)
+
+    async def finish(self) -> None:
+        """Return when Kafka has everything."""
+        await self.flush()
+        while self._sent:
+            await self._sent.popleft()
+
+    async def _leave(self, partition: int) -> None:
+        # Waits while the partition's last batch is still in the queue: that bounds memory and keeps the order.
+        self._sent.append(await self._producer.send_batch(self._open[partition], self._topic, partition=partition))
+        self._open[partition] = self._producer.create_batch()
+        while self._sent and (self._sent[0].done() or len(self._sent) > BATCHES_WAITING_MAX * self.n_partitions):
+            await self._sent.popleft()
+
+
+class Catalog:
+    """The ads that a replay has met: each is published once, with the values it was first shown with."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        """Begin with no ad known."""
+        self.outbox = outbox
+        self.n_published = 0
+        self._known: set[str] = set()
+        self._encode = msgspec.json.Encoder().encode
+
+    async def publish_new(self, request: Request) -> None:
+        """Publish the ads of a request that have not been before."""
+        for shown in request.candidates:
+            if shown.ad_id not in self._known:
+                if len(self._known) >= ADS_MAX:
+                    self._known.clear()
+                self._known.add(shown.ad_id)
+                ad = CatalogAd(shown.ad_id, shown.values, bid_micros=BID_MICROS)
+                await self.outbox.put(0, shown.ad_id.encode(), self._encode(ad))
+                self.n_published += 1

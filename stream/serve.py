@@ -1,0 +1,281 @@
+"""`freshrank serve`: the ranking service on Kafka.
+
+Owns the followers of `snapshots`, `catalog` and `prior-updates`, and the life of the process. Must not know how an ad
+is scored or what HTTP says.
+
+Invariants: a broker that goes away takes no snapshot, count or ad with it; what is read twice changes nothing, so each
+topic is read from its beginning and no offset is kept; the first signal to end lets open requests finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import signal
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import uvicorn
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from prometheus_client import CollectorRegistry
+
+from infra.metrics import ServeMetrics
+from infra.settings import Settings, registry_url
+from models.registry import Registry
+from models.serving.app import make_app
+from models.serving.catalog import Catalog
+from models.serving.pipeline import Pipeline
+from models.serving.rank import Scorer
+from models.serving.refresh import Refresher
+from models.swap import Holder
+from models.train import use_threads
+from stream.announcement import decode_announcement
+from stream.blocks import BlockError, decode_prior_update
+from stream.event_writer import EventWriter
+from stream.events import EVENT_BYTES_MAX
+from stream.follow import Take, follow
+from stream.kafka import check_broker, client_options, topic_name
+from stream.kafka_log import Record
+
+log = logging.getLogger("freshrank.serve")
+
+STOP_WAIT_S = 5.0
+_FOLLOWED = ("snapshots", "catalog", "prior-updates")
+
+
+async def serve(
+    settings: Settings,
+    bootstrap: str,
+    *,
+    port: int | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: Of the deployment.
+        bootstrap: host:port of the broker.
+        port: Instead of the settings' one; 0 lets the system choose.
+        announce: Is told the line with the address, once requests are taken; None: it is printed.
+
+    Raises:
+        ValueError: If the broker, a topic or the address cannot be had.
+    """
+    await asyncio.to_thread(check_broker, bootstrap, security=settings.kafka.security)
+    use_threads(settings.update.threads)
+    options = client_options(bootstrap, settings.kafka.security)
+    metrics = ServeMetrics(CollectorRegistry())
+    with _listening(settings.serve.host, settings.serve.port if port is None else port) as listener:
+        await _check_topics(settings, options)
+        async with _producer(options) as producer:
+            writer = EventWriter(producer, topic_name(settings.prefix, "events"), settings.kafka.partitions, metrics)
+            service = _Service(settings, writer, metrics)
+            await _run(service, options, listener, announce or functools.partial(print, flush=True))
+
+
+class _Service:
+    """The parts of the service, put together, and what they take from the followed topics."""
+
+    def __init__(self, settings: Settings, writer: EventWriter, metrics: ServeMetrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self._unread = set(_FOLLOWED)
+        self._holder: Holder[Scorer] = Holder()
+        self._catalog = Catalog(settings.fields)
+        self._champion = ""
+        self._pipeline = Pipeline(
+            settings.fields,
+            self._holder,
+            self._catalog,
+            writer.publish,
+            metrics,
+            now_s=self.now_s,
+            new_id=lambda: uuid.uuid4().hex,
+            candidates_max=settings.serve.candidates_max,
+            top=settings.serve.top,
+        )
+        self.refresher = Refresher(
+            Registry(registry_url(settings)),
+            self._holder,
+            metrics,
+            fields=settings.fields,
+            half_lives_s=settings.priors.half_lives_s,
+            evidence_min=settings.priors.evidence_min,
+            sample=lambda: self._pipeline.sample,
+        )
+        self.app = make_app(
+            self._pipeline,
+            writer.publish,
+            metrics,
+            missing=self.missing,
+            now_s=self.now_s,
+            body_bytes_max=settings.serve.body_bytes_max,
+            events_max=settings.serve.events_max,
+            ahead_max_s=settings.kafka.max_ahead_s,
+        )
+
+    def now_s(self) -> float:
+        """Return the event time of what happens now: where a replay has come to, or the clock's."""
+        if self.settings.kafka.clock == "live":
+            return time.time()
+        scorer = self._holder.current
+        return 0.0 if scorer is None else max(0.0, scorer.table.as_of_s)
+
+    def missing(self) -> list[str]:
+        """Return the parts that are not there yet: topics not read to their end, and the snapshot."""
+        return sorted(self._unread) + ([] if self._holder.current else ["snapshot"])
+
+    async def follow(self, name: str, options: Mapping[str, Any], take: Take) -> None:
+        """Take what stands in a topic and what comes, for ever."""
+        topic = topic_name(self.settings.prefix, name)
+        failed = self.metrics.failures.labels(name).inc
+        await follow(topic, take, options=options, at_end=lambda: self._has_read(name), failed=failed)
+
+    async def take_snapshots(self, records: list[Record]) -> None:
+        """Want the newest champion; old ones, read at the start, may no longer be in the registry."""
+        for record in records:
+            try:
+                said = decode_announcement(record.value or b"")
+            except ValueError as error:
+                self._refuse("snapshots", record, error)
+                continue
+            self.metrics.records.labels("snapshots", "applied").inc()
+            if said.family == self.settings.model.family:
+                self._champion = said.champion
+        if self._champion and "snapshots" not in self._unread:
+            self.refresher.want(self._champion)
+
+    async def take_ads(self, records: list[Record]) -> None:
+        """Put the ads into the catalog."""
+        for record in records:
+            try:
+                self._catalog.put((record.key or b"").decode(), record.value)
+            except ValueError as error:
+                self._refuse("catalog", record, error)
+            else:
+                self.metrics.records.labels("catalog", "applied").inc()
+        self.metrics.catalog_ads.set(len(self._catalog))
+
+    async def take_counts(self, records: list[Record]) -> None:
+        """Put the counts on top of the snapshot's."""
+        updates = []
+        for record in records:
+            try:
+                updates.append(decode_prior_update(record.value or b""))
+            except BlockError as error:
+                self._refuse("prior-updates", record, error)
+        await self.refresher.apply(updates)
+
+    def _has_read(self, topic: str) -> None:
+        self._unread.discard(topic)
+        if topic == "snapshots" and self._champion:
+            self.refresher.want(self._champion)
+
+    def _refuse(self, topic: str, record: Record, error: Exception) -> None:
+        self.metrics.records.labels(topic, "refused").inc()
+        log.warning("[serve] %s offset %d is left out: %s", topic, record.offset, error)
+
+
+async def _run(
+    service: _Service, options: Mapping[str, Any], listener: socket.socket, announce: Callable[[str], None]
+) -> None:
+    host, port = listener.getsockname()[:2]
+    server = _Server(service.app, lambda: announce(f"freshrank serves on http://{host}:{port}"))
+    takes = {
+        "snapshots": service.take_snapshots,
+        "catalog": service.take_ads,
+        "prior-updates": service.take_counts,
+    }
+    background = [asyncio.create_task(service.refresher.run())]
+    background += [asyncio.create_task(service.follow(name, options, take)) for name, take in takes.items()]
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.end)
+    try:
+        await asyncio.wait([serving, *background], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        server.end()
+        await asyncio.wait([serving])
+        for task in background:
+            task.cancel()
+        await asyncio.wait(background)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    for task in (serving, *background):
+        if not task.cancelled():
+            task.result()  # raises what ended it
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn inside our loop; the signals are ours, because it would send itself each one again at the end."""
+
+    def __init__(self, app: Any, started: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=int(STOP_WAIT_S),
+            )
+        )
+        self._tell = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tell()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def end(self) -> None:
+        self.should_exit = True
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        listener = socket.create_server((host, port), backlog=2048)
+    except OSError as error:
+        raise ValueError(f"[serve] host and port must be free to listen on, got {host}:{port}: {error}") from None
+    with listener:
+        yield listener
+
+
+async def _check_topics(settings: Settings, options: Mapping[str, Any]) -> None:
+    """Check that the topics are there, and `events` with the partitions that the ledger computes keys for."""
+    consumer = AIOKafkaConsumer(**options, group_id=None)
+    await consumer.start()
+    try:
+        there = await consumer.topics()
+        for name in ("events", *_FOLLOWED):
+            if (topic := topic_name(settings.prefix, name)) not in there:
+                raise ValueError(f"topic {topic} must exist, got none of that name; run `freshrank topics create`")
+        topic, wanted = topic_name(settings.prefix, "events"), settings.kafka.partitions
+        if (count := len(consumer.partitions_for_topic(topic) or ())) != wanted:
+            raise ValueError(f"[kafka] partitions must be what topic {topic} has, {count}, got {wanted}; set it back")
+    finally:
+        await consumer.stop()
+
+
+@asynccontextmanager
+async def _producer(options: Mapping[str, Any]) -> AsyncIterator[AIOKafkaProducer]:
+    producer = AIOKafkaProducer(**options, enable_idempotence=True, linger_ms=0, max_request_size=2 * EVENT_BYTES_MAX)
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        try:
+            async with asyncio.timeout(STOP_WAIT_S):
+                await producer.stop()
+        except TimeoutError:
+            log.warning("[serve] events that Kafka had not taken within %g s are given up", STOP_WAIT_S)

@@ -1,0 +1,167 @@
+"""The trainer on Kafka: `examples` in, snapshots in the registry and their announcement on `snapshots` out.
+
+Owns the fence (one trainer per model family), the resume from the newest snapshot and the order save, then announce.
+Must not learn or decide anything: models/update.py does. A Faust agent over blocks; learning runs off the event loop.
+
+Invariants: a slide is learnt once all partitions have passed it, so its bits depend on the log alone; what is
+announced is in the registry; after a crash anywhere the same slides give the same snapshots again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import faust
+import mode
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+
+from infra.settings import Settings, registry_url
+from models.registry import Registry
+from models.train import use_threads
+from models.update import Learner, UpdateReport
+from models.window import Slide, Window
+from stream.announcement import Announcement, encode_announcement, newest_announcement
+from stream.feed import Block, BlockFeed
+from stream.kafka import Record
+from stream.plan import new_plan
+from stream.roles import SESSION_S, Cluster, find_cluster, log, make_app, run_app
+from stream.wiring import new_slides
+
+TAKEOVER_S = SESSION_S + 4.0  # how long a killed trainer may still be a member of the group
+
+
+def run_train_worker(settings: Settings) -> None:
+    """Train one model family of a deployment until the process is told to stop."""
+    cluster = find_cluster(settings)
+    group = f"train-{settings.model.family}"
+    app = make_app(cluster, group)
+    service = TrainService(settings, cluster, group=f"{cluster.prefix}.{group}")
+
+    @app.agent(app.topic(cluster.topic("examples")))
+    async def learn(stream: faust.Stream[bytes]) -> None:
+        async for event in stream.noack().events():
+            message = event.message
+            record = Record(message.offset, int(message.timestamp * 1000), message.key, message.value)
+            await service.take(message.partition, record)
+
+    run_app(app, service)
+
+
+class TrainService(mode.Service):
+    """The learner, the window of open slides, and the fenced producer of announcements."""
+
+    def __init__(self, settings: Settings, cluster: Cluster, *, group: str) -> None:
+        """Prepare; the lineage is restored when the service starts."""
+        super().__init__()
+        self._settings = settings
+        self._cluster = cluster
+        self._group = group
+        self._registry = Registry(registry_url(settings))
+        self._thread = ThreadPoolExecutor(1, "learner", initializer=use_threads, initargs=(settings.update.threads,))
+
+    async def on_start(self) -> None:
+        """Take the fence, restore the newest snapshot, and learn what has settled since."""
+        await self._wait_alone()
+        self._producer = AIOKafkaProducer(**self._cluster.options, transactional_id=self._group)
+        await self._producer.start()
+        positions = await self._restore()
+        self._feed = BlockFeed(self._cluster, positions)
+        async for block in self._feed.catch_up():
+            await self._add(block)
+
+    async def on_stop(self) -> None:
+        """Leave; the slides that are still open are read again by the next trainer."""
+        await self._producer.stop()
+        self._thread.shutdown(wait=True)
+
+    async def take(self, partition: int, record: Record) -> None:
+        """Take a delivered block, with those that are missing before it; learn the slides that this completes."""
+        async for block in self._feed.take(partition, record):
+            await self._add(block)
+
+    async def _wait_alone(self) -> None:
+        """Return once no trainer of this family lives; one that was killed is a member until its session ends."""
+        admin = AIOKafkaAdminClient(**self._cluster.options)
+        await admin.start()
+        try:
+            deadline_s = time.monotonic() + TAKEOVER_S
+            while members := await _members(admin, self._group):
+                if time.monotonic() > deadline_s:
+                    raise RuntimeError(
+                        f"one trainer per model family: {self._group} must have no member, got {members};"
+                        " stop the other trainer, or give this one another [model] family"
+                    )
+                await asyncio.sleep(0.5)
+        finally:
+            await admin.close()
+
+    async def _restore(self) -> dict[int, int]:
+        """Set the learner and the window as the newest announcement says; return where to read each partition."""
+        plan, slides = new_plan(self._settings), new_slides(self._settings)
+        newest = await newest_announcement(self._cluster, self._settings.model.family)
+        if newest is None:
+            self._learner = Learner(plan)
+            self._window = Window(self._cluster.partitions, slides)
+            return {}
+        latest, manifest = self._registry.load(newest.latest, fields=self._settings.fields)
+        champion, _ = self._registry.load(newest.champion, fields=self._settings.fields)
+        assert latest.slide is not None
+        self._learner = Learner.resume(plan, latest, champion)
+        self._window = Window(self._cluster.partitions, slides, first_open=latest.slide + 1)
+        log.info("train: resumes after slide %d from %s", latest.slide, newest.latest)
+        return {int(partition): offset for partition, offset in manifest["context"]["positions"].items()}
+
+    async def _add(self, block: Block) -> None:
+        header = block.header
+        self._window.add(header.partition, block.offset, header.watermark_s, block.frame)
+        for slide in self._window.closed():
+            await self._learn(slide)
+
+    async def _learn(self, slide: Slide) -> None:
+        loop = asyncio.get_running_loop()
+        positions = self._window.positions()
+        announcement = await loop.run_in_executor(self._thread, self._learn_and_save, slide, positions)
+        async with self._producer.transaction():
+            await self._producer.send(
+                self._cluster.topic("snapshots"), encode_announcement(announcement), announcement.family.encode()
+            )
+        log.info("train: slide %d, %s: %s", announcement.slide, announcement.decision, announcement.reason)
+
+    def _learn_and_save(self, slide: Slide, positions: dict[int, int]) -> Announcement:
+        started_s = time.perf_counter()
+        report = self._learner.learn(slide)
+        learn_s = time.perf_counter() - started_s
+        announcement = to_announcement(self._settings.model.family, report, learn_s)
+        context = {"positions": positions, "decision": report.decision, "evaluation": announcement.evaluation}
+        for snapshot in (self._learner.champion, self._learner.latest):
+            self._registry.save(snapshot, context)
+        self._registry.prune(self._settings.registry.keep, protect={report.champion_version, report.latest_version})
+        return announcement
+
+
+def to_announcement(family: str, report: UpdateReport, learn_s: float) -> Announcement:
+    """Return what is announced about one step."""
+    return Announcement(
+        family=family,
+        slide=report.slide,
+        champion=report.champion_version,
+        latest=report.latest_version,
+        decision=report.decision,
+        reason=report.reason,
+        evaluation={"champion": asdict(report.champion), "latest": asdict(report.latest)},
+        evidence=asdict(report.evidence),
+        start_s=report.start_s,
+        end_s=report.end_s,
+        lost=list(report.lost),
+        learn_s=learn_s,
+    )
+
+
+async def _members(admin: AIOKafkaAdminClient, group: str) -> list[str]:
+    (answer,) = await admin.describe_consumer_groups([group])
+    (described,) = answer.groups
+    return [member[1] for member in described[5]]

@@ -1,0 +1,112 @@
+"""The ledger worker: killed, frozen out or resumed, what is committed equals the pure function over the log."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiokafka import AIOKafkaProducer
+
+from infra.broker import BrokerInfo
+from stream.blocks import decode_block, encode_block, row_schema
+from stream.events import EventError, decode_event
+from stream.kafka import murmur2_partition
+from stream.wiring import new_ledger, new_slides
+from tests.broker.deployment import Deployment, deploy, until
+
+
+async def expected_blocks(deployment: Deployment, partition: int) -> list[bytes]:
+    """What the ledger writes when nothing goes wrong, by its definition: a pure function of the events."""
+    settings = deployment.settings
+    ledger, schema = new_ledger(partition, settings, new_slides(settings)), row_schema(settings.fields)
+    blocks = []
+    for record in await deployment.read("events", partition):
+        try:
+            event: Any = decode_event(record.value)
+        except EventError as error:
+            event = error
+        blocks += ledger.step(record.offset, record.timestamp_ms / 1000.0, event)
+    return [encode_block(block.header, block.columns, schema) for block in blocks]
+
+
+async def test_kill_9_of_the_ledger_leaves_the_blocks_of_a_quiet_run(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str
+) -> None:
+    deployment = deploy(tmp_path, broker.bootstrap_servers, topic_prefix, rows=7_000, slide_s=1800.0)
+    sending = asyncio.create_task(deployment.replay(speed=800.0))
+    n_kills = 0
+    while not sending.done() and n_kills < 2:
+        with deployment.role("worker", "ledger") as process:
+            await wrote_more(deployment)
+            process.kill()
+            process.wait()
+            n_kills += 1
+    await sending
+    with deployment.role("worker", "ledger"):
+        await deployment.wait_settled()
+    assert n_kills == 2
+    for partition in range(deployment.cluster.partitions):
+        written = [record.value for record in await deployment.read("examples", partition)]
+        assert written == await expected_blocks(deployment, partition)
+        header, _ = decode_block(written[-1] or b"")
+        assert header.counts.violations() == {"impressions": 0, "clicks": 0, "records": 0}
+        assert header.counts.pending == 0
+
+
+async def wrote_more(deployment: Deployment) -> None:
+    before = sum(header.number for header in await deployment.headers() if header)
+
+    async def checks() -> AsyncIterator[bool]:
+        while True:
+            yield sum(header.number for header in await deployment.headers() if header) > before + 2
+
+    await until(checks(), 40.0)
+
+
+async def test_sigterm_ends_the_ledger_with_0(tmp_path: Path, broker: BrokerInfo, topic_prefix: str) -> None:
+    deployment = deploy(tmp_path, broker.bootstrap_servers, topic_prefix, rows=2_000)
+    await deployment.replay()
+    with deployment.role("worker", "ledger") as process:
+        await deployment.wait_settled()
+        process.terminate()
+        await asyncio.to_thread(process.wait, 20.0)
+    assert process.returncode == 0
+
+
+async def test_bad_events_become_dead_letters_with_their_rule_and_raw_bytes(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str
+) -> None:
+    deployment = deploy(tmp_path, broker.bootstrap_servers, topic_prefix, rows=500)
+    own = murmur2_partition(b"somebody", 3)
+    bad = {
+        "empty": b"",
+        "not_json": b"{",
+        "not_utf8": b'{"type":"\xff"}',
+        "too_big": b" " * 1_000_001,
+        "schema": b'{"type":"click","request_id":"r","ad_id":"a","position":0,"time_s":NaN}'.replace(b"NaN", b'"x"'),
+        "bad_time": b'{"type":"tick","time_s":-1}',
+        "version": b'{"type":"tick","time_s":1,"v":9}',
+        "no_request": b'{"type":"impression","request_id":"somebody","ad_id":"a","position":0,"time_s":1}',
+        "wrong_partition": b'{"type":"click","request_id":"somebody","ad_id":"a","position":0,"time_s":1}',
+    }
+    async with AIOKafkaProducer(**deployment.cluster.options, max_request_size=2_000_000) as producer:
+        for rule, value in bad.items():
+            partition = own if rule != "wrong_partition" else (own + 1) % 3
+            await producer.send_and_wait(deployment.cluster.topic("events"), value, partition=partition)
+    await deployment.replay(append=True)
+    with deployment.role("worker", "ledger"):
+        await deployment.wait_settled()
+    letters = [
+        msgspec.json.decode(record.value or b"")
+        for partition in range(3)
+        for record in await deployment.read("dead-letters", partition)
+    ]
+    assert sorted(letter["rule"] for letter in letters) == sorted(bad)
+    for header in await deployment.headers():
+        assert header is not None
+        assert header.counts.violations() == {"impressions": 0, "clicks": 0, "records": 0}

@@ -1,0 +1,85 @@
+"""The ads that can be named by id: whole or absent, the caller's values first."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from features.fields import Field
+from models.serving.catalog import Catalog
+from models.serving.schema import Ad
+
+FIELDS = (
+    Field(name="user_id", side="user"),
+    Field(name="ad", side="item"),
+    Field(name="year", side="item", kind="number"),
+    Field(name="tags", side="item", kind="categories"),
+)
+
+
+def record(ad_id: str, **changed: Any) -> bytes:
+    return json.dumps({"v": 1, "ad_id": ad_id, "values": {}, "bid_micros": 5, "active": True, **changed}).encode()
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    catalog = Catalog(FIELDS, ads_max=2)
+    catalog.put("a", record("a", values={"year": 1999, "tags": ["x"], "user_id": "u", "colour": "red"}))
+    return catalog
+
+
+def test_an_ad_named_by_id_gets_its_values_and_its_id(catalog: Catalog) -> None:
+    found = catalog.resolve([Ad("a", {})])
+    assert found.ads == [Ad("a", {"year": 1999.0, "tags": ["x"], "ad": "a"})]
+    assert (found.known, found.inactive) == ([True], [])
+
+
+def test_an_unknown_ad_has_its_id_alone(catalog: Catalog) -> None:
+    found = catalog.resolve([Ad("new", {}), Ad("other", {"year": 2001.0})])
+    assert found.ads == [Ad("new", {"ad": "new"}), Ad("other", {"year": 2001.0, "ad": "other"})]
+    assert found.known == [False, False]
+
+
+def test_the_callers_values_win_field_by_field_but_never_the_id(catalog: Catalog) -> None:
+    found = catalog.resolve([Ad("a", {"year": None, "ad": "b"})])
+    assert found.ads == [Ad("a", {"year": None, "tags": ["x"], "ad": "a"})]
+    assert catalog.resolve([Ad("a", {})]).ads[0].values["year"] == 1999.0
+
+
+def test_an_inactive_ad_is_left_out_until_it_is_active_again(catalog: Catalog) -> None:
+    catalog.put("a", record("a", active=False))
+    found = catalog.resolve([Ad("a", {}), Ad("b", {})])
+    assert ([ad.ad_id for ad in found.ads], found.inactive, len(catalog)) == (["b"], ["a"], 0)
+    catalog.put("a", record("a"))
+    assert catalog.resolve([Ad("a", {})]).known == [True]
+
+
+def test_a_removed_ad_is_unknown(catalog: Catalog) -> None:
+    catalog.put("a", None)
+    assert catalog.resolve([Ad("a", {})]).known == [False]
+
+
+@pytest.mark.parametrize(
+    ("ad_id", "value", "message"),
+    [
+        ("b", b"{", "must be an ad in JSON"),
+        ("b", b"\xff", "must be an ad in JSON"),
+        ("b", record("c"), 'must name its key, got "c"'),
+        ("b", record("b", v=2), "must have version 1, got 2"),
+        ("b", record("b", values={"year": "old"}), "values.year must be a finite number"),
+    ],
+)
+def test_a_bad_record_changes_nothing_and_says_why(catalog: Catalog, ad_id: str, value: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        catalog.put(ad_id, value)
+    assert len(catalog) == 1
+
+
+def test_one_ad_too_many_is_refused_but_known_ones_still_change(catalog: Catalog) -> None:
+    catalog.put("b", record("b"))
+    with pytest.raises(ValueError, match="at most 2 ads"):
+        catalog.put("c", record("c"))
+    catalog.put("a", record("a", values={"year": 2000}))
+    assert catalog.resolve([Ad("a", {})]).ads[0].values["year"] == 2000.0

@@ -1,0 +1,126 @@
+"""Scores: one snapshot, newer counts on top, the same keys as in training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from features.encode import encode, slot_fields
+from features.priors import PriorTable, SettledRows, advance, lookup
+from models.batch import Predictor
+from models.serving.rank import Scorer, add_update, best_first, candidate_frame, forget
+from models.serving.schema import Ad
+from models.window import Slide
+from stream.blocks import PriorUpdate
+from tests.models.serving.trained import FIELDS, PLAN, slide, two_snapshots
+
+NOW_S = 3000.0
+USER = {"user_id": "u1", "age": 30.0, "hour": 12.0}
+ADS = [Ad(f"ad{i}", {"ad": f"ad{i}", "tags": [f"t{i % 2}", f"t{i % 5}"]}) for i in range(20)]
+
+
+def settled(one: Slide) -> SettledRows:
+    return SettledRows.from_frame(one.frame, encode(one.frame, FIELDS))
+
+
+def update_from(table: PriorTable) -> PriorUpdate:
+    return PriorUpdate(table.as_of_s, table.keys, table.field, table.n, table.c, table.root_n, table.root_c)
+
+
+def counted(*slides: Slide) -> PriorTable:
+    """Return the counts that the live priors hold after some slides."""
+    table = PriorTable.empty(PLAN.half_lives_s, len(FIELDS))
+    for one in slides:
+        table = advance(table, settled(one), one.end_s, slot_field=slot_fields(FIELDS))
+    return table
+
+
+def test_ads_that_are_clicked_more_score_higher() -> None:
+    scores = Scorer.from_snapshot(two_snapshots()[1]).score(candidate_frame(FIELDS, dict(USER), ADS), NOW_S)
+    assert scores.shape == (20,)
+    assert scores.dtype == np.float32
+    assert scores[::2].min() > scores[1::2].max()
+
+
+def test_a_row_of_the_log_scores_alike_from_its_own_frame_and_from_its_values() -> None:
+    frame = slide(2).frame.head(50)
+    scorer = Scorer.from_snapshot(two_snapshots()[1])
+    for row, expected in zip(frame.iter_rows(named=True), scorer.score(frame, NOW_S), strict=True):
+        user = {name: row[f"field.{name}"] for name in ("user_id", "age", "hour")}
+        ad = Ad(row["ad_id"], {"ad": row["field.ad"], "tags": row["field.tags"]})
+        assert scorer.score(candidate_frame(FIELDS, user, [ad]), NOW_S)[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_no_candidate_and_no_value_can_be_scored() -> None:
+    scorer = Scorer.from_snapshot(two_snapshots()[1])
+    assert scorer.score(candidate_frame(FIELDS, {}, []), NOW_S).shape == (0,)
+    assert np.isfinite(scorer.score(candidate_frame(FIELDS, {}, [Ad("x", {})]), 0.0)).all()
+
+
+def test_live_counts_are_what_a_scorer_uses() -> None:
+    live = counted(slide(1), slide(2), slide(3))
+    scorer = Scorer.from_snapshot(two_snapshots()[1]).with_live_counts(live)
+    frame = candidate_frame(FIELDS, dict(USER), ADS)
+    keys = encode(frame, FIELDS)
+    table = replace(live, strength=two_snapshots()[1].priors.strength)
+    expected = Predictor(two_snapshots()[1])(keys, lookup(table, keys, 4500.0))
+    np.testing.assert_allclose(scorer.score(frame, 4500.0), expected, atol=1e-6)
+    assert scorer.table.as_of_s == live.as_of_s
+
+
+def test_live_counts_older_than_the_snapshot_change_nothing() -> None:
+    scorer = Scorer.from_snapshot(two_snapshots()[1])
+    later = scorer.with_live_counts(counted(slide(1)))
+    np.testing.assert_array_equal(later.table.n, scorer.table.n)
+
+
+def test_new_counts_make_a_new_scorer_and_leave_the_old_one_alone() -> None:
+    scorer = Scorer.from_snapshot(two_snapshots()[0])
+    frame = candidate_frame(FIELDS, dict(USER), ADS)
+    before = scorer.score(frame, NOW_S)
+    later = scorer.with_live_counts(counted(slide(1), slide(2)))
+    np.testing.assert_array_equal(scorer.score(frame, NOW_S), before)
+    assert np.abs(later.score(frame, NOW_S) - before).max() > 1e-4
+
+
+def test_updates_of_touched_values_add_up_to_the_whole_table() -> None:
+    live = PriorTable.empty(PLAN.half_lives_s, len(FIELDS))
+    truth = PriorTable.empty(PLAN.half_lives_s, len(FIELDS))
+    for one in (slide(1, 50), slide(2, 50), slide(3, 50)):
+        rows = settled(one)
+        truth = advance(truth, rows, one.end_s, slot_field=slot_fields(FIELDS))
+        touched = np.isin(truth.keys, rows.keys)
+        part = replace(
+            truth, keys=truth.keys[touched], field=truth.field[touched], n=truth.n[touched], c=truth.c[touched]
+        )
+        live = add_update(live, update_from(part))
+    np.testing.assert_array_equal(live.keys, truth.keys)
+    np.testing.assert_allclose(live.n, truth.n, rtol=1e-9)
+    np.testing.assert_allclose(live.c, truth.c, rtol=1e-9)
+    np.testing.assert_allclose(live.root_n, truth.root_n, rtol=1e-9)
+
+
+def test_an_update_that_comes_again_late_changes_nothing() -> None:
+    old, new = update_from(counted(slide(1))), update_from(counted(slide(1), slide(2)))
+    live = add_update(add_update(PriorTable.empty(PLAN.half_lives_s, len(FIELDS)), old), new)
+    assert add_update(live, old) is live
+
+
+def test_an_update_with_other_half_lives_is_refused() -> None:
+    live = PriorTable.empty((600.0,), len(FIELDS))
+    with pytest.raises(ValueError, match="must have 1 half-lives"):
+        add_update(live, update_from(counted(slide(1))))
+
+
+def test_values_without_evidence_are_forgotten() -> None:
+    live = counted(slide(1))
+    assert len(forget(live, FIELDS, evidence_min=1e9).keys) == 0
+    assert len(forget(live, FIELDS, evidence_min=0.0).keys) == len(live.keys)
+
+
+def test_the_best_come_first_and_ties_keep_their_order() -> None:
+    scores = np.array([0.1, 0.5, 0.5, 0.9], np.float32)
+    assert best_first(scores, 3).tolist() == [3, 1, 2]
+    assert best_first(scores, 9).tolist() == [3, 1, 2, 0]

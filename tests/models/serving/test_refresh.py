@@ -1,0 +1,178 @@
+"""New snapshots and counts: swapped in whole, or the old ones go on serving."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.priors import PriorTable
+from models.registry import Registry
+from models.serving.rank import Scorer, candidate_frame
+from models.serving.schema import Ad
+from models.snapshot import Snapshot, SnapshotError
+from stream.blocks import PriorUpdate
+from tests.models.serving.service import BODY, NOW_S, Service
+from tests.models.serving.test_rank import counted, update_from
+from tests.models.serving.trained import FIELDS, PLAN, slide, two_snapshots
+
+FRAME = candidate_frame(FIELDS, {"user_id": "u1"}, [Ad(f"ad{i}", {"ad": f"ad{i}"}) for i in range(20)])
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    service = Service(tmp_path)
+    for snapshot in two_snapshots():
+        service.registry.save(snapshot, {})
+    return service
+
+
+def serving(service: Service) -> Scorer:
+    scorer = service.holder.current
+    assert scorer is not None
+    return scorer
+
+
+def version(index: int) -> str:
+    return two_snapshots()[index].version
+
+
+def spoil(registry_dir: Path, snapshot: str) -> None:
+    (tensors,) = registry_dir.rglob(f"{snapshot}/*.safetensors")
+    content = bytearray(tensors.read_bytes())
+    content[-8] ^= 0xFF
+    tensors.write_bytes(bytes(content))
+
+
+async def test_a_good_snapshot_serves_and_scores_as_it_did_before_it_was_saved(service: Service) -> None:
+    assert await service.refresher.bring_in(version(1))
+    assert serving(service).version == version(1)
+    expected = Scorer.from_snapshot(two_snapshots()[1]).score(FRAME, NOW_S)
+    np.testing.assert_array_equal(serving(service).score(FRAME, NOW_S), expected)
+    assert service.metric("freshrank_snapshot_swaps_total", outcome="swapped") == 1.0
+    assert service.metric("freshrank_snapshot_slide_count") == 2.0
+
+
+async def test_the_snapshot_that_serves_is_not_loaded_again(service: Service) -> None:
+    await service.refresher.bring_in(version(0))
+    before = serving(service)
+    assert await service.refresher.bring_in(version(0))
+    assert serving(service) is before
+
+
+async def test_a_broken_snapshot_is_refused_and_the_old_one_serves(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await service.refresher.bring_in(version(0))
+    spoil(tmp_path, version(1))
+    assert not await service.refresher.bring_in(version(1))
+    assert serving(service).version == version(0)
+    assert service.metric("freshrank_snapshot_swaps_total", outcome="refused") == 1.0
+    assert f"snapshot {version(1)} is refused, {version(0)} goes on serving" in caplog.text
+
+
+async def test_a_snapshot_that_is_not_there_is_refused(service: Service) -> None:
+    assert not await service.refresher.bring_in("ctr-000009-000000000000")
+    assert service.holder.current is None
+
+
+async def test_a_snapshot_whose_probabilities_are_not_finite_is_refused(service: Service) -> None:
+    good = two_snapshots()[1]
+    spoilt = {
+        name: tensor * float("nan") if tensor.is_floating_point() else tensor for name, tensor in good.tensors.items()
+    }
+    bad = Snapshot(**{**vars_of(good), "tensors": spoilt})
+    service.registry.save(bad, {})
+    assert not await service.refresher.bring_in(bad.version)
+
+
+def vars_of(snapshot: Snapshot) -> dict[str, object]:
+    return {name: getattr(snapshot, name) for name in Snapshot.__dataclass_fields__}
+
+
+async def test_a_new_snapshot_is_warmed_up_on_the_last_request(service: Service) -> None:
+    await service.refresher.bring_in(version(0))
+    await service.pipeline.rank(json.dumps(BODY).encode())
+    frame, time_s = service.pipeline.sample
+    assert (len(frame), time_s) == (20, NOW_S)
+    assert await service.refresher.bring_in(version(1))
+
+
+class _AwayOnce(Registry):
+    """A registry whose store cannot be reached the first time."""
+
+    asked = 0
+
+    def load(self, version: str, **kwargs: object) -> tuple[Snapshot, dict[str, object]]:
+        self.asked += 1
+        if self.asked == 1:
+            raise OSError("no route to the store")
+        return super().load(version, **kwargs)
+
+
+async def test_a_registry_that_was_away_is_asked_again(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.serving.refresh.RETRY_FIRST_S", 0.0)
+    service.refresher._registry = _AwayOnce(str(tmp_path))
+    running = asyncio.create_task(service.refresher.run())
+    service.refresher.want(version(1))
+    async with asyncio.timeout(10.0):
+        await service.holder.is_set.wait()
+    running.cancel()
+    assert service.metric("freshrank_snapshot_swaps_total", outcome="unreachable") == 1.0
+
+
+async def test_the_newest_wish_counts(service: Service) -> None:
+    service.refresher.want(version(0))
+    service.refresher.want(version(1))
+    running = asyncio.create_task(service.refresher.run())
+    async with asyncio.timeout(10.0):
+        await service.holder.is_set.wait()
+    running.cancel()
+    assert serving(service).version == version(1)
+    assert service.metric("freshrank_snapshot_swaps_total", outcome="swapped") == 1.0
+
+
+async def test_counts_that_came_before_the_snapshot_are_under_its_scores(service: Service) -> None:
+    live = counted(slide(1), slide(2), slide(3))
+    await service.refresher.apply([update_from(live)])
+    await service.refresher.bring_in(version(1))
+    assert serving(service).table.as_of_s == live.as_of_s
+    assert service.metric("freshrank_prior_counts_timestamp_seconds") == live.as_of_s
+
+
+async def test_counts_stay_when_the_snapshot_changes(service: Service) -> None:
+    await service.refresher.bring_in(version(0))
+    live = counted(slide(1), slide(2), slide(3))
+    await service.refresher.apply([update_from(live)])
+    await service.refresher.bring_in(version(1))
+    expected = Scorer.from_snapshot(two_snapshots()[1]).with_live_counts(live).score(FRAME, 4000.0)
+    np.testing.assert_allclose(serving(service).score(FRAME, 4000.0), expected, atol=1e-6)
+
+
+async def test_a_request_never_sees_half_an_update(service: Service) -> None:
+    await service.refresher.bring_in(version(0))
+    held = serving(service)
+    before = held.score(FRAME, 4000.0)
+    await service.refresher.apply([update_from(counted(slide(1), slide(2), slide(3)))])
+    np.testing.assert_array_equal(held.score(FRAME, 4000.0), before)
+    assert np.abs(serving(service).score(FRAME, 4000.0) - before).max() > 1e-4
+
+
+async def test_counts_of_another_shape_are_refused_and_the_others_taken(service: Service) -> None:
+    await service.refresher.bring_in(version(0))
+    live = counted(slide(1), slide(2), slide(3))
+    one = PriorTable.empty(PLAN.half_lives_s[:1], len(FIELDS))
+    odd = PriorUpdate(9e9, live.keys, live.field, live.n[:, :1], live.c[:, :1], one.root_n, one.root_c)
+    await service.refresher.apply([odd, update_from(live)])
+    assert serving(service).table.as_of_s == live.as_of_s
+    assert service.metric("freshrank_followed_records_total", topic="prior-updates", outcome="refused") == 1.0
+
+
+def test_a_refusal_names_the_snapshot(service: Service) -> None:
+    with pytest.raises(SnapshotError, match="ctr-000009"):
+        service.registry.load("ctr-000009-000000000000")
