@@ -3,7 +3,9 @@
 Files in reading order (C: core, values in and values out; E: edge, does the IO):
 
     fields.py C what a field is
+    encode.py C values to keys
+    priors.py C impressions and clicks of every key, decayed
+    point_in_time.py C what had settled when each row was shown
+    posteriors.py C the click-through rates that counts say, as inputs of a network
     vocabulary.py C which values own a parameter
-    priors.py C counts, decay and the smoothed click-through rates made of them
-    encode.py C values and priors to rows
 """

@@ -82,7 +82,7 @@ def _encode_column(values: pl.Series, field: Field) -> Keys:
     if field.kind == "categories":
         return _encode_lists(values, field)
     if isinstance(values.dtype, pl.List | pl.Array):
-        raise ValueError(f'field "{field.name}" must hold one {field.kind} per row, got {values.dtype}; use "categories"')
+        raise ValueError(f'field "{field.name}" must hold one {field.kind} per row, got {values.dtype}')
     if field.kind == "number":
         return _encode_numbers(values, field)[:, None]
     return _hash_all(values.cast(pl.String, strict=False).to_arrow(), _seed(field))[:, None]
@@ -91,7 +91,8 @@ def _encode_column(values: pl.Series, field: Field) -> Keys:
 def _hash_all(values: pa.Array, seed: int) -> Keys:
     """Hash each distinct value once, then gather: logs repeat themselves."""
     coded = pc.dictionary_encode(values)
-    keys = np.array([0] + [_hash(value, seed) for value in coded.dictionary.cast(pa.large_binary()).to_pylist()], np.uint64)
+    distinct = coded.dictionary.cast(pa.large_binary()).to_pylist()
+    keys = np.array([0] + [_hash(value, seed) for value in distinct], np.uint64)
     codes: npt.NDArray[np.int32] = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
     return keys[codes + 1]
 

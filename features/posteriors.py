@@ -13,6 +13,7 @@ Shape legend: `N` rows, `S` slots, `F` fields, `H` half-lives, `P` dense inputs.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,7 +46,7 @@ def estimate_strength(table: PriorTable) -> PriorTable:
         field, n, c = table.field[known], table.n[known, h], table.c[known, h]
 
         def total(weight: Floats, field: npt.NDArray[np.int16] = field) -> Floats:
-            return np.bincount(field, weight, minlength=n_fields)
+            return np.bincount(field, weight, minlength=n_fields).astype(np.float64)
 
         n_values, impressions = total(np.ones_like(n)), total(n)
         rate = np.clip(total(c) / np.maximum(impressions, EVIDENCE_MIN), 1e-9, 1.0 - 1e-9)
@@ -95,8 +96,9 @@ def root_input(n_half_lives: int) -> int:
 def shares(keys: Keys, fields: Sequence[Field]) -> Floats:
     """Return each slot's share in its field's mean: 1 over the number of slots present, 0 where absent, (N, S)."""
     present = (keys != 0).astype(np.float64)
-    per_field = np.maximum(_pool(present[:, :, None], fields), 1.0)
-    return present / per_field[:, slot_fields(fields)]
+    per_field: Floats = np.maximum(_pool(present[:, :, None], fields), 1.0)
+    share: Floats = present / per_field[:, slot_fields(fields)]
+    return share
 
 
 def _dense_inputs(
@@ -129,7 +131,8 @@ def _rate(n: Floats, c: Floats, parent: Floats, strength: Floats) -> Floats:
     """Return the posterior rate as a logit: the parent's worth `strength` impressions, plus the counts."""
     prior = 1.0 / (1.0 + np.exp(-parent))
     clicks, others = c + strength * prior, np.maximum(n - c, 0.0) + strength * (1.0 - prior)
-    return np.clip(np.log(clicks) - np.log(others), -LOGIT_MAX, LOGIT_MAX)
+    logits: Floats = np.clip(np.log(clicks) - np.log(others), -LOGIT_MAX, LOGIT_MAX)
+    return logits
 
 
 def _root_logits(root_n: Floats, root_c: Floats) -> Floats:
@@ -144,9 +147,10 @@ def _root_logits(root_n: Floats, root_c: Floats) -> Floats:
 
 def _pairs(fields: Sequence[Field], levels: Sequence[str]) -> list[tuple[slice, slice]]:
     """Return the slots of each level and of the next coarser one, coarsest pair first."""
-    ends = np.cumsum(slot_counts(fields))
-    slots = {field.name: slice(end - width, end) for field, end, width in zip(fields, ends, slot_counts(fields), strict=True)}
-    return [(slots[fine], slots[coarse]) for fine, coarse in zip(levels, levels[1:], strict=False)][::-1]
+    widths = slot_counts(fields)
+    ends = np.cumsum(widths)
+    slots = {f.name: slice(end - width, end) for f, end, width in zip(fields, ends, widths, strict=True)}
+    return [(slots[fine], slots[coarse]) for fine, coarse in itertools.pairwise(levels)][::-1]
 
 
 def _level(weight: Floats, rate: Floats, root: Floats) -> Floats:

@@ -1,14 +1,13 @@
-"""Feature priors: decayed impressions and clicks of every value, and what had settled when a row was shown.
+"""Feature priors: decayed impressions and clicks of every value.
 
-Owns the arithmetic on count tables: add, decay, look up, merge, and the point-in-time counts of many rows at once.
-Must not know networks, vocabularies or where rows come from; what the counts say (posteriors) is features/posteriors.py.
+Owns the arithmetic on count tables: add, decay, look up, merge. Must not know networks, vocabularies or where rows
+come from. What many rows see at their own moments is features/point_in_time.py, what counts say features/posteriors.py.
 
 Invariants: an impression counts (1, click) from the moment it settles and halves with each half-life of event time;
 counts at t hold what settled at or before t and nothing else; sums run in one fixed order; nothing is subtracted, so
 nothing cancels, and no power grows, so nothing overflows however long the span.
 
-Shape legend: `N` rows, `M` settled rows, `S` slots, `H` half-lives, `V` values, `U` distinct values, `E` entries
-(a settled row under one of its keys).
+Shape legend: `N` rows, `M` settled rows, `S` slots, `H` half-lives, `V` values, `U` some of them.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ Ints = npt.NDArray[np.int64]
 
 STRENGTH_DEFAULT = 20.0  # impressions that a prior is worth before the data says otherwise; chosen by hand
 NEGLIGIBLE = 2.0**-64  # a weight below this adds nothing to a double; as zero it costs no denormal arithmetic
-SCAN_WIDTH = 32  # chosen by measurement: rows of a block that one numpy call steps over
 
 
 @dataclass(frozen=True)
@@ -146,42 +144,13 @@ def lookup(table: PriorTable, keys: Keys, at_s: float | Floats) -> Counts:
     Raises:
         ValueError: If a row's moment lies before the table's: the table holds what was not known then.
     """
-    decay = _decay(_elapsed(table.as_of_s, np.broadcast_to(np.float64(at_s), len(keys))), table.half_lives_s)  # (N, H)
+    left = decay(_elapsed(table.as_of_s, np.broadcast_to(np.float64(at_s), len(keys))), table.half_lives_s)  # (N, H)
     at, found = find(table.keys, keys)  # (N, S)
-    weight = found[:, :, None] * decay[:, None, :]
+    weight = found[:, :, None] * left[:, None, :]
     if not len(table.keys):
         zeros = np.zeros(weight.shape)
-        return Counts(zeros, zeros.copy(), table.root_n * decay, table.root_c * decay)
-    return Counts(table.n[at] * weight, table.c[at] * weight, table.root_n * decay, table.root_c * decay)
-
-
-def point_in_time(table: PriorTable, rows: SettledRows, keys: Keys, time_s: Floats, widths: Sequence[int]) -> Counts:
-    """Return for each row the counts of the table and of all settled rows that had settled when it was shown.
-
-    Args:
-        table: What had settled up to its moment.
-        rows: What settled later than that.
-        keys: The rows to know about, (N, S).
-        time_s: When they were shown, (N,), none before the table's moment.
-        widths: How many slots each field takes.
-
-    Raises:
-        ValueError: If a row was shown before the table's moment, or a settled row is not later than it.
-    """
-    if len(rows.settled_s) and rows.settled_s[0] <= table.as_of_s:
-        raise ValueError(f"settled rows must be later than the table's {table.as_of_s}, got {rows.settled_s[0]}")
-    counts = lookup(table, keys, time_s)
-    visible = np.searchsorted(rows.settled_s, time_s, side="right")  # (N,) how many settled rows each row may see
-    first = 0
-    for width in widths:
-        slots = slice(first, first + width)
-        n, c = _settled_counts(rows, rows.keys[:, slots], keys[:, slots], time_s, visible, table.half_lives_s)
-        counts.n[:, slots] += n
-        counts.c[:, slots] += c
-        first += width
-    root = np.ones((len(rows.keys), 1), np.uint64), np.ones((len(keys), 1), np.uint64)
-    n, c = _settled_counts(rows, *root, time_s, visible, table.half_lives_s)
-    return dataclasses.replace(counts, root_n=counts.root_n + n[:, 0], root_c=counts.root_c + c[:, 0])
+        return Counts(zeros, zeros.copy(), table.root_n * left, table.root_c * left)
+    return Counts(table.n[at] * weight, table.c[at] * weight, table.root_n * left, table.root_c * left)
 
 
 def advance(
@@ -204,12 +173,12 @@ def advance(
     table = _decayed(table, to_s)
     if len(rows.settled_s) and rows.settled_s[-1] > table.as_of_s:
         raise ValueError(f"rows must have settled by {table.as_of_s} to be added, got {rows.settled_s[-1]}")
-    weight = _decay(table.as_of_s - rows.settled_s, table.half_lives_s)  # (M, H)
+    weight = decay(table.as_of_s - rows.settled_s, table.half_lives_s)  # (M, H)
     row, slot = np.nonzero(rows.keys)
-    values, codes = _codes(rows.keys[row, slot])
+    values, code = codes(rows.keys[row, slot])
     field = np.zeros(len(values), np.int16)
-    field[codes] = slot_field[slot]
-    sums = [_sum_by(codes, w[row], len(values)) for w in (weight, weight * rows.click[:, None])]
+    field[code] = slot_field[slot]
+    sums = [_sum_by(code, w[row], len(values)) for w in (weight, weight * rows.click[:, None])]
     table = _put(table, values, field, *sums, add=True)
     root_n, root_c = weight.sum(axis=0), (weight * rows.click[:, None]).sum(axis=0)
     table = dataclasses.replace(table, root_n=table.root_n + root_n, root_c=table.root_c + root_c)
@@ -220,12 +189,10 @@ def merge(table: PriorTable, other: PriorTable) -> PriorTable:
     """Return the sum of two tables about different rows, at the later of their moments."""
     table, other = _decayed(table, other.as_of_s), _decayed(other, table.as_of_s)
     summed = _put(table, other.keys, other.field, other.n, other.c, add=True)
-    return dataclasses.replace(
-        summed, root_n=table.root_n + other.root_n, root_c=table.root_c + other.root_c
-    )
+    return dataclasses.replace(summed, root_n=table.root_n + other.root_n, root_c=table.root_c + other.root_c)
 
 
-def set_counts(
+def set_counts(  # noqa: PLR0917  # the columns of one update, in their order
     table: PriorTable, keys: Keys, field: npt.NDArray[np.int16], n: Floats, c: Floats, at_s: float
 ) -> PriorTable:
     """Return the table with the counts of some values replaced by what they were at at_s; new values are added.
@@ -233,73 +200,34 @@ def set_counts(
     The root keeps its counts. Older and newer counts are both brought to the later moment.
     """
     table = _decayed(table, at_s)
-    decay = _decay(np.array([table.as_of_s - at_s]), table.half_lives_s)
+    left = decay(np.array([table.as_of_s - at_s]), table.half_lives_s)
     order = np.argsort(keys)
-    return _put(table, keys[order], field[order], n[order] * decay, c[order] * decay, add=False)
+    return _put(table, keys[order], field[order], n[order] * left, c[order] * left, add=False)
 
 
-def _settled_counts(
-    rows: SettledRows, settled_keys: Keys, keys: Keys, time_s: Floats, visible: Ints, half_lives_s: Floats
-) -> tuple[Floats, Floats]:
-    """Return n and c, (N, W, H), that the settled rows alone give to the keys of one field."""
-    entry, entry_slot = np.nonzero(settled_keys)
-    row, slot = np.nonzero(keys)
-    out = np.zeros((2, *keys.shape, len(half_lives_s)))
-    if not len(entry) or not len(row):
-        return out[0], out[1]
-    _, codes = _codes(np.concatenate([settled_keys[entry, entry_slot], keys[row, slot]]))
-    bits = len(rows.settled_s).bit_length()
-    order = np.sort((codes[: len(entry)] << bits) | entry)  # entries by (key, settling order)
-    code, entry = order >> bits, order & ((1 << bits) - 1)
-    running = _running_counts(code, rows.settled_s[entry], rows.click[entry], half_lives_s)  # (2, H, E)
-    wanted = codes[len(order) :]
-    at = np.searchsorted(order, (wanted << bits) + visible[row], side="left") - 1  # the last entry that it may see
-    known = (at >= 0) & (code[at] == wanted)
-    at, row, slot = at[known], row[known], slot[known]
-    decay = _decay(time_s[row] - rows.settled_s[entry[at]], half_lives_s)  # (known, H)
-    out[0, row, slot] = running[0].T[at] * decay
-    out[1, row, slot] = running[1].T[at] * decay
-    return out[0], out[1]
-
-
-def _running_counts(code: Ints, settled_s: Floats, click: Floats, half_lives_s: Floats) -> Floats:
-    """Return the n and c of a key just after each of its entries, (2, H, E); entries sorted by key and time."""
-    decay = np.zeros((len(half_lives_s), len(code)))
-    same = code[1:] == code[:-1]
-    decay[:, 1:] = _decay((settled_s[1:] - settled_s[:-1]) * same, half_lives_s).T * same
-    value = np.empty((2, *decay.shape))
-    value[0], value[1] = 1.0, click
-    return _scan(decay, value)
-
-
-def _scan(decay: Floats, value: Floats) -> Floats:
-    """Return x with x[..., i] = decay[..., i] * x[..., i - 1] + value[..., i].
-
-    Blocks of `SCAN_WIDTH` are stepped through side by side; what a block inherits is the same scan over block ends.
-    """
-    length = value.shape[-1]
-    if length <= SCAN_WIDTH:
-        for i in range(1, length):
-            value[..., i] += decay[..., i] * value[..., i - 1]
-        return value
-    blocks = -(-length // SCAN_WIDTH)
-    padding = [(0, 0)] * (value.ndim - 1) + [(0, blocks * SCAN_WIDTH - length)]
-    value = np.pad(value, padding).reshape(*value.shape[:-1], blocks, SCAN_WIDTH)
-    decay = np.pad(decay, padding[1:]).reshape(*decay.shape[:-1], blocks, SCAN_WIDTH)
-    value, carry = np.moveaxis(value, -1, 0).copy(), np.moveaxis(decay, -1, 0).copy()  # (SCAN_WIDTH, ..., blocks)
-    for i in range(1, SCAN_WIDTH):
-        value[i] += carry[i] * value[i - 1]
-        carry[i] *= carry[i - 1]
-    ends = _scan(carry[-1].copy(), value[-1].copy())
-    value[..., 1:] += carry[:, None, :, 1:] * ends[..., :-1]
-    return np.moveaxis(value, 0, -1).reshape(*value.shape[1:-1], blocks * SCAN_WIDTH)[..., :length]
-
-
-def _decay(elapsed_s: Floats, half_lives_s: Floats) -> Floats:
-    """Return the share of a count that is left after some time, (..., H)."""
+def decay(elapsed_s: Floats, half_lives_s: Floats) -> Floats:
+    """Return the share of a count that is left after some time, one per half-life: (...) to (..., H)."""
     left = np.exp2(elapsed_s[..., None] / -half_lives_s)
     left[left < NEGLIGIBLE] = 0.0
     return left
+
+
+def find(ascending: Keys, keys: Keys) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Return where each key stands and whether it is there at all; 0 is never there."""
+    if not len(ascending):
+        return np.zeros(keys.shape, np.int64), np.zeros(keys.shape, bool)
+    at = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
+    return at, (ascending[at] == keys) & (keys != 0)
+
+
+def codes(keys: Keys) -> tuple[Keys, Ints]:
+    """Return the distinct keys in ascending order and for each key its place among them."""
+    coded = pc.dictionary_encode(pa.array(keys))
+    distinct = coded.dictionary.to_numpy()
+    order = np.argsort(distinct)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return distinct[order], place[coded.indices.to_numpy()]
 
 
 def _elapsed(from_s: float, to_s: Floats) -> Floats:
@@ -313,7 +241,7 @@ def _elapsed(from_s: float, to_s: Floats) -> Floats:
 
 def _decayed(table: PriorTable, to_s: float) -> PriorTable:
     to_s = max(to_s, table.as_of_s)
-    left = _decay(_elapsed(table.as_of_s, np.array([to_s])), table.half_lives_s)[0]
+    left = decay(_elapsed(table.as_of_s, np.array([to_s])), table.half_lives_s)[0]
     return dataclasses.replace(
         table,
         as_of_s=to_s,
@@ -326,42 +254,27 @@ def _decayed(table: PriorTable, to_s: float) -> PriorTable:
 
 def _forget(table: PriorTable, evidence_min: float) -> PriorTable:
     keep = table.evidence >= evidence_min
+    return dataclasses.replace(table, keys=table.keys[keep], field=table.field[keep], n=table.n[keep], c=table.c[keep])
+
+
+def _put(table: PriorTable, keys: Keys, field: npt.NDArray[np.int16], n: Floats, c: Floats, *, add: bool) -> PriorTable:
+    """Return the table with counts of ascending keys added to its own, or put in their place."""
+    at, known = find(table.keys, keys)
+    at[~known] = np.searchsorted(table.keys, keys[~known])
+    gaps = at[~known]  # where new keys belong among the old ones
+    place = at + np.cumsum(~known) - ~known
+    counts = [np.insert(old, gaps, 0.0, axis=0) for old in (table.n, table.c)]
+    for old, new in zip(counts, (n, c), strict=True):
+        old[place] = old[place] + new if add else new
     return dataclasses.replace(
-        table, keys=table.keys[keep], field=table.field[keep], n=table.n[keep], c=table.c[keep]
+        table,
+        keys=np.insert(table.keys, gaps, keys[~known]),
+        field=np.insert(table.field, gaps, field[~known]),
+        n=counts[0],
+        c=counts[1],
     )
 
 
-def _put(
-    table: PriorTable, keys: Keys, field: npt.NDArray[np.int16], n: Floats, c: Floats, *, add: bool
-) -> PriorTable:
-    """Return the table with counts of ascending keys added to its own, or put in their place."""
-    union = np.union1d(table.keys, keys)
-    old, new = np.searchsorted(union, table.keys), np.searchsorted(union, keys)
-    fields, counts = np.zeros(len(union), np.int16), np.zeros((2, len(union), len(table.half_lives_s)))
-    fields[old], fields[new] = table.field, field
-    counts[0, old], counts[1, old] = table.n, table.c
-    counts[0, new], counts[1, new] = (counts[0, new] + n, counts[1, new] + c) if add else (n, c)
-    return dataclasses.replace(table, keys=union, field=fields, n=counts[0], c=counts[1])
-
-
-def find(ascending: Keys, keys: Keys) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """Return where each key stands and whether it is there at all; 0 is never there."""
-    if not len(ascending):
-        return np.zeros(keys.shape, np.int64), np.zeros(keys.shape, bool)
-    at = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
-    return at, (ascending[at] == keys) & (keys != 0)
-
-
-def _codes(keys: Keys) -> tuple[Keys, Ints]:
-    """Return the distinct keys in ascending order and for each key its place among them."""
-    coded = pc.dictionary_encode(pa.array(keys))
-    distinct = coded.dictionary.to_numpy()
-    order = np.argsort(distinct)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    return distinct[order], place[coded.indices.to_numpy()]
-
-
-def _sum_by(codes: Ints, weight: Floats, n_values: int) -> Floats:
+def _sum_by(code: Ints, weight: Floats, n_values: int) -> Floats:
     """Return the sums of weights (E, H) by code, (n_values, H)."""
-    return np.stack([np.bincount(codes, w, minlength=n_values) for w in weight.T], axis=1)
+    return np.stack([np.bincount(code, w, minlength=n_values) for w in weight.T], axis=1)

@@ -3,12 +3,14 @@
 Files in reading order (C: core, values in and values out; E: edge, does the IO):
 
     window.py C which settled impressions make a slide, in which order
-    batch.py C rows to tensors
-    networks/ C one file per architecture
-    losses.py C what a network is asked to minimise
-    train.py C one pass over a slide
     evaluate.py C how good predictions were
     gate.py C promote, hold or reject
+    networks/ C one file per architecture
+    losses.py C what a network is asked to minimise
+    snapshot.py C everything that is known after a slide, as one value
+    batch.py C keys and counts to tensors, to mini-batches and to predictions
+    train.py C one pass over a slide
+    examples.py C the rows of a slide with what had settled when each was shown
     update.py C one slide from start to end: score, gate, train
     registry.py E snapshots on disk
     swap.py E the reference to what serves now

@@ -190,5 +190,5 @@ def _guard(new: Floats, latest: Evaluation, rules: GateRules) -> str:
     if len(new) > 1:
         certain = float(new.mean() - SLIDE_SIGMAS * new.std(ddof=1) / math.sqrt(len(new)))
         if certain > rules.margin:
-            return f"worse on this slide alone: by {new.mean():.4f} nats, surely by {certain:.4f}, margin {rules.margin}"
+            return f"worse on this slide alone: by at least {certain:.4f} nats against {rules.margin}"
     return ""

@@ -104,9 +104,7 @@ class Snapshot:
     def build(self, device: str = "cpu") -> Mlp:
         """Return the network with this snapshot's weights, ready to predict."""
         n_half_lives = len(self.base.half_lives_s)
-        network = build_network(
-            self.network, self.fields, dim=self.dim, hidden=self.hidden, n_half_lives=n_half_lives
-        )
+        network = build_network(self.network, self.fields, dim=self.dim, hidden=self.hidden, n_half_lives=n_half_lives)
         prefix = "network."
         network.load_state_dict(
             {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
@@ -137,7 +135,7 @@ def from_arrays(arrays: Mapping[str, npt.NDArray[Any]], rest: Mapping[str, Any])
     Raises:
         KeyError: If an array is missing.
     """
-    base = {field.name: arrays[f"base.{field.name}"] for field in dataclasses.fields(PriorTable)}
+    base: dict[str, Any] = {field.name: arrays[f"base.{field.name}"] for field in dataclasses.fields(PriorTable)}
     base["as_of_s"] = float(base["as_of_s"])
     pieces, *sums = arrays["evidence"].tolist()
     return Snapshot(

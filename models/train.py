@@ -118,9 +118,7 @@ def train(
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
-def _step(
-    state: Tensors, network: Mlp, inputs: Inputs, clicks: Tensor, embedding_learning_rate: float
-) -> Tensor:
+def _step(state: Tensors, network: Mlp, inputs: Inputs, clicks: Tensor, embedding_learning_rate: float) -> Tensor:
     """Move base and embedding by one batch and return the gradient of the network's weights, flat.
 
     Every part sees what the others predicted before they moved.

@@ -13,22 +13,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 
-from features.encode import Keys, encode, hash_strings, mix, slot_fields
-from features.fields import Field, id_field, slot_counts
+from features.encode import slot_fields
+from features.fields import Field, slot_counts
 from features.posteriors import estimate_strength
-from features.priors import Counts, PriorTable, SettledRows, advance, point_in_time
+from features.priors import PriorTable, SettledRows, advance
 from features.vocabulary import Vocabulary, revise
 from models.batch import Inputs, Predictor, make_inputs
-from models.evaluate import Evaluation, Floats, Ints, evaluate
+from models.evaluate import Evaluation, evaluate
+from models.examples import Examples, read_examples
 from models.gate import Decision, Evidence, EvidenceSummary, GateDecision, GateRules, compare, judge, summarise
 from models.networks.build import build_network, initial_tensors
 from models.snapshot import Snapshot
@@ -75,12 +74,15 @@ class Plan:
     clicks_min: int
     calibration: tuple[float, float]
 
+    def __post_init__(self) -> None:
+        """Check what would let a row see its own label."""
+        if not self.lookback_s > 0.0:
+            raise ValueError(f"lookback_s must be > 0, got {self.lookback_s}; give it the longest wait for a click")
+
     @property
     def gate(self) -> GateRules:
         """The gate's part of it."""
-        return GateRules(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(GateRules)},
-        )
+        return GateRules(**{field.name: getattr(self, field.name) for field in dataclasses.fields(GateRules)})
 
 
 @dataclass(frozen=True)
@@ -122,17 +124,6 @@ class UpdateReport:
     stale_rows: int
 
 
-@dataclass(frozen=True)
-class _Examples:
-    """The rows of a slide that are scored and learnt, with what had settled when each was shown."""
-
-    keys: Keys
-    counts: Counts
-    clicks: Floats
-    groups: Ints
-    buckets: Ints
-
-
 class Learner:
     """The whole learning state: two snapshots, and the step that makes new ones.
 
@@ -165,14 +156,14 @@ class Learner:
     def learn(self, slide: Slide) -> UpdateReport:
         """Learn one slide and return what happened; `latest` and `champion` are the new state."""
         before = self.latest
-        settled, examples, stale_rows = _read(slide, before, self._plan.buckets)
+        examples = read_examples(slide, before, self._plan.buckets)
         inputs = {name: self._inputs(examples, snapshot) for name, snapshot in self._pointers()}
         self.scores = {name: Predictor(s, self._device).score(inputs[name]) for name, s in self._pointers()}
         evaluations = {name: evaluate(p, examples.clicks, examples.groups) for name, p in self.scores.items()}
         origin_s = before.origin_s if before.slide is not None else _first_s(slide)
         is_warmup = slide.end_s <= origin_s + self._plan.warmup_s
         verdict = self._decide(examples, evaluations["latest"], is_warmup=is_warmup)
-        after = _count(before, slide, settled, self._plan)
+        after = _count(before, slide, examples.settled, self._plan)
         after = dataclasses.replace(after, origin_s=origin_s, evidence=verdict.evidence)
         name = "champion" if verdict.decision == "reject" else "latest"
         start = dict(self._pointers())[name]
@@ -203,16 +194,16 @@ class Learner:
             latest_version=after.version,
             lost=before.learnt if verdict.decision == "reject" else (),
             values=len(after.vocabulary) - 1,
-            stale_rows=stale_rows,
+            stale_rows=len(slide.frame) - len(examples.clicks),
         )
 
     def _pointers(self) -> tuple[tuple[str, Snapshot], ...]:
         return ("latest", self.latest), ("champion", self.champion)
 
-    def _inputs(self, examples: _Examples, snapshot: Snapshot) -> Inputs:
+    def _inputs(self, examples: Examples, snapshot: Snapshot) -> Inputs:
         return make_inputs(examples.keys, examples.counts, snapshot, self._device)
 
-    def _decide(self, examples: _Examples, latest: Evaluation, *, is_warmup: bool) -> GateDecision:
+    def _decide(self, examples: Examples, latest: Evaluation, *, is_warmup: bool) -> GateDecision:
         evidence, rules = self.latest.evidence, self._plan.gate
         summary = summarise(evidence, rules)
         if is_warmup:
@@ -224,7 +215,7 @@ class Learner:
         )
         return judge(evidence, pieces, latest, rules)
 
-    def _train(self, start: Snapshot, after: Snapshot, inputs: Inputs, examples: _Examples) -> Snapshot:
+    def _train(self, start: Snapshot, after: Snapshot, inputs: Inputs, examples: Examples) -> Snapshot:
         """Return the snapshot after its network learnt the slide and its vocabulary followed the counts."""
         if not len(inputs):
             return after
@@ -242,9 +233,7 @@ class Learner:
             slide=after.slide,
         )
         priors = estimate_strength(after.priors)
-        vocabulary, source = revise(
-            after.vocabulary, priors, admit_min=plan.admit_min, forget_min=plan.forget_min
-        )
+        vocabulary, source = revise(after.vocabulary, priors, admit_min=plan.admit_min, forget_min=plan.forget_min)
         return dataclasses.replace(
             after,
             tensors=move_rows(tensors, source, vocabulary.keys, plan.seed),
@@ -278,41 +267,6 @@ def initial_snapshot(plan: Plan) -> Snapshot:
     )
 
 
-def _read(slide: Slide, before: Snapshot, n_buckets: int) -> tuple[SettledRows, _Examples, int]:
-    """Return all rows that settled since the counts' moment, what is learnt of the slide, and how many rows are stale.
-
-    Raises:
-        ValueError: If a row settled when it was shown or before: its own label would be among its inputs.
-    """
-    frame = slide.frame
-    _check_delay(slide)
-    keys = encode(frame, before.fields)
-    settled = before.recent.followed_by(SettledRows.from_frame(frame, keys))
-    shown_s = frame.select(pl.col("time_s").min().over("request_id")).to_series().to_numpy()  # as of the request
-    fresh = shown_s >= before.base.as_of_s
-    stale_rows = int(len(frame) - fresh.sum())
-    if stale_rows:
-        frame, keys, shown_s = frame.filter(pl.Series(fresh)), keys[fresh], shown_s[fresh]
-    users = _user_ids(frame, keys, before.fields)
-    requests = frame["request_id"].n_unique()
-    examples = _Examples(
-        keys=keys,
-        counts=point_in_time(before.base, settled, keys, shown_s, slot_counts(before.fields)),
-        clicks=frame["click"].to_numpy().astype(np.float64),
-        groups=(users if len(frame) < 2 * requests else hash_strings(frame["request_id"])).view(np.int64),
-        buckets=(mix(users) % np.uint64(n_buckets)).astype(np.int64),
-    )
-    return settled, examples, stale_rows
-
-
-def _user_ids(frame: pl.DataFrame, keys: Keys, fields: Sequence[Field]) -> Keys:
-    """Return a number per row that names its user, or its request when the fields name no user."""
-    user = id_field(fields, "user")
-    if user is None:
-        return hash_strings(frame["request_id"])
-    return keys[:, sum(slot_counts(fields)[: fields.index(user)])]
-
-
 def _count(before: Snapshot, slide: Slide, settled: SettledRows, plan: Plan) -> Snapshot:
     """Return the snapshot with the slide's rows counted; nothing is learnt yet."""
     moment_s = max(before.base.as_of_s, slide.end_s - plan.lookback_s)
@@ -329,15 +283,6 @@ def _count(before: Snapshot, slide: Slide, settled: SettledRows, plan: Plan) -> 
 
 def _first_s(slide: Slide) -> float:
     return float(slide.frame["settled_s"][0]) if len(slide.frame) else slide.start_s
-
-
-def _check_delay(slide: Slide) -> None:
-    early = slide.frame.filter(pl.col("settled_s") <= pl.col("time_s"))
-    if len(early):
-        raise ValueError(
-            f"slide {slide.index}: a row must settle after it was shown, got request_id"
-            f' "{early["request_id"][0]}" shown and settled at {early["settled_s"][0]}; [ledger] wait_s must be > 0'
-        )
 
 
 def _check_fits(plan: Plan, snapshot: Snapshot) -> None:

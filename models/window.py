@@ -167,8 +167,8 @@ class Window:
         watermark_s = self._watermarks_s[partition]
         if not (settled_s.min() >= watermark_s and settled_s.max() < math.inf):
             raise ValueError(
-                f"block {number} of partition {partition} must hold rows settled at or after the watermark {watermark_s},"
-                f" got {settled_s.min()} to {settled_s.max()}; the examples are corrupt, replay them from the events"
+                f"block {number} of partition {partition} must hold rows settled at or after its watermark"
+                f" {watermark_s}, got {settled_s.min()} to {settled_s.max()}; replay the examples from the events"
             )
 
     def _put(self, partition: int, number: int, frame: pl.DataFrame) -> None:

@@ -11,6 +11,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     comparison.py E the models that went on learning against one that did not
     report.py E what a run amounts to, in tables, in a picture and as one object
     panel.py E what is shown, from plain values
+    screen.py E a terminal, or none
     plot.py E the picture
 """
 

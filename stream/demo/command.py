@@ -13,14 +13,14 @@ The object that `--json` writes:
 |---|---|
 | name, config | of the deployment; the file that it was derived from |
 | rows | what became of the rows of the log, as in `freshrank replay` |
-| seconds, stages | wall time of it all, and of `start`, `loop` (first event sent to last slide learnt), `replay`, `compare` |
+| seconds, stages | wall time of all; of `start`, `replay`, `loop` (first event sent to last slide learnt), `compare` |
 | events, events_per_s | records that the ledger has taken; over the seconds of the loop |
 | ledger, violations | counts over all partitions; by how much each conservation law is broken |
 | priors | `values` known, `as_of_s` |
 | slides | every announcement of the trainer, with `frozen`: the score of the frozen model, null up to its own slide |
 | champion, latest | versions at the end |
 | frozen | `version` and `slide` of the snapshot that was left as it was; null when the log ended in the warm-up |
-| summary | `frozen`, `champion`, `latest`: rows, clicks, logloss, auc, calibration over the slides after that; or null |
+| summary | `frozen`, `champion`, `latest`: rows, clicks, logloss, auc, calibration over the later slides; or null |
 | requests | three answers of the ranking service: user, snapshot, latency_s, clicked, clicked_place, ranked |
 | memory_bytes_max, memory_measure | of all processes together; pss counts shared pages once, rss as often as shared |
 | processes | by name: cpu_s, memory_bytes_max, deaths |
@@ -41,20 +41,22 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from rich.console import Console
 
 from infra import broker
 from infra.settings import state_dir
+from stream.demo.processes import Children
+from stream.demo.report import Report
 from stream.demo.run import DemoRun
+from stream.demo.screen import open_screen, save_panel
 from stream.demo.setup import Setup, set_up
 from stream.kafka import client_options, create_topics
-from stream.demo.panel import open_screen
-from stream.demo.processes import Children
 from stream.roles import Cluster
 
+_T = TypeVar("_T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -105,11 +107,13 @@ def run_demo(
             children = stack.enter_context(Children(demo_dir / "logs", {"FRESHRANK_HOME": str(demo_dir)}))
             stack.callback(_ignore_signals)  # the first thing on the way out: what follows must not be interrupted
             with open_screen(console) as screen:
-                run = DemoRun(setup, cluster, children, demo_dir, screen, rows=rows, begun_s=begun_s)
-                result = _interruptible(run.watch())
-            result |= _interruptible(run.compare(console, plot_path or demo_dir / "learning.png"))
+                run = DemoRun(setup, cluster, children, screen, begun_s=begun_s)
+                seen = _interruptible(run.watch(rows))
+            children.stop()  # before the comparison, which wants the cores and the memory
+            report = Report(setup, cluster, seen, children)
+            result = _interruptible(report.make(console, plot_path or demo_dir / "learning.png", begun_s=begun_s))
             if panel_path is not None:
-                run.save_panel(panel_path)
+                save_panel(run.view, panel_path)
     except _Ended as ended:
         say("stopped; no process is left behind")
         return 128 + ended.number
@@ -118,11 +122,11 @@ def run_demo(
     return 0
 
 
-def _interruptible(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+def _interruptible(work: Coroutine[Any, Any, _T]) -> _T:
     """Run to the end, or raise `_Ended` after the tasks were cancelled in good order."""
     numbers: list[int] = []
 
-    async def main() -> dict[str, Any]:
+    async def main() -> _T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 

@@ -40,7 +40,7 @@ class Compared:
     """One slide, judged with three models."""
 
     slide: int
-    static: Score
+    frozen: Score
     champion: Score
     latest: Score
 

@@ -1,6 +1,6 @@
-"""What the demo shows, from plain values: a live panel on a terminal, plain lines where there is none.
+"""What the demo shows, from plain values: the panel, plain lines, and the tables at the end.
 
-Owns the words, tables and colours. Must not know topics, processes or where a value came from.
+Owns the words, tables and colours. Must not know topics, processes, terminals or where a value came from.
 
 Invariants: a panel is never higher than the terminal (the oldest slides make room); colour never says anything that a
 word does not say too.
@@ -9,26 +9,22 @@ word does not say too.
 from __future__ import annotations
 
 import datetime as dt
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal
 
 from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from stream.blocks import Counts
 
-LINE_S = 2.0  # how often a line comes where there is no terminal
-FRAME_S = 0.5  # how often the panel is drawn: it shares the cores with what it shows
 FIXED_LINES = 22  # of the panel, when it shows no slide; the table of slides gets the rest of the terminal
 SLIDES_MIN, NOTES_MAX = 4, 3
 SHOWN_MAX = 5  # places of an answer
+STATE_STYLES = {"runs": "green", "ended": "dim"}
 DECISION_STYLES = {"promote": "green", "warmup": "cyan", "hold": "yellow", "reject": "red"}
 
 
@@ -88,60 +84,6 @@ class View:
     notes: Sequence[str] = ()
 
 
-class Screen(Protocol):
-    """Where the demo shows what it does."""
-
-    def show(self, view: View) -> None:
-        """Show how things stand, not more often than is good."""
-
-    def say(self, line: str) -> None:
-        """Print a line that stays."""
-
-
-@contextmanager
-def open_screen(console: Console) -> Iterator[Screen]:
-    """Give a live panel on a terminal, else plain lines."""
-    if not console.is_terminal:
-        yield _Lines(console)
-        return
-    with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
-        yield _LivePanel(live)
-
-
-class _LivePanel:
-    def __init__(self, live: Live) -> None:
-        self._live = live
-        self._drawn_s = 0.0
-        self._phase = ""
-
-    def show(self, view: View) -> None:
-        now_s = time.monotonic()
-        if view.phase != self._phase or now_s - self._drawn_s >= FRAME_S:
-            self._drawn_s, self._phase = now_s, view.phase
-            self._live.update(render(view, height=self._live.console.height - 1), refresh=True)
-
-    def say(self, line: str) -> None:
-        self._live.console.print(line, markup=False, highlight=False)
-
-
-class _Lines:
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._told_s = 0.0
-        self._n_slides = 0
-
-    def show(self, view: View) -> None:
-        for slide in view.slides[self._n_slides :]:
-            self.say(slide_line(slide))
-        self._n_slides = len(view.slides)
-        if time.monotonic() - self._told_s >= LINE_S:
-            self._told_s = time.monotonic()
-            self.say(status_line(view))
-
-    def say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
 def render(view: View, *, height: int) -> RenderableType:
     """Return the panel, at most `height` lines high as long as that leaves room for `SLIDES_MIN` slides."""
     n_slides = max(SLIDES_MIN, height - FIXED_LINES - min(len(view.notes), NOTES_MAX))
@@ -197,29 +139,30 @@ def answer_table(answer: Any) -> Table:
         box=box.SIMPLE_HEAD,
         expand=False,
     )
-    for name, justify in (("place", "right"), ("ad", "left"), ("pCTR", "right"), ("known values", "left"), ("", "left")):
-        table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]  # a literal
+    for name in ("place", "ad", "pCTR", "known values", ""):
+        justify: Literal["left", "right"] = "right" if name in ("place", "pCTR") else "left"
+        table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=True)
     for row in answer.ranked:
         if row.place <= SHOWN_MAX or row.is_clicked:
             if row.place > SHOWN_MAX + 1:
                 table.add_row("…")
             mark = "★ clicked next" if row.is_clicked else ""
             style = "bold green" if row.is_clicked else ""
-            table.add_row(str(row.place), row.ad_id, f"{row.pctr:.3f}", _values(row.values, row.ad_id), mark, style=style)
+            cells = (str(row.place), row.ad_id, f"{row.pctr:.3f}", _values(row.values, row.ad_id), mark)
+            table.add_row(*cells, style=style)
     return table
 
 
-def summary_table(scores: Mapping[str, Any], *, n_slides: int, frozen: str) -> Table:
+def summary_table(scores: Mapping[str, Any], *, n_slides: int) -> Table:
     """Return the models side by side.
 
     Args:
         scores: By what a model is called: rows, clicks, logloss, auc, calibration; the first is compared against.
         n_slides: How many slides they were judged on.
-        frozen: When the first stopped learning, in words.
     """
     first = next(iter(scores.values()))
     table = Table(
-        title=f"Was it worth it? {first.rows:,} impressions of {n_slides} later slides; {frozen}",
+        title=f"What learning on was worth: {first.rows:,} impressions of the {n_slides} slides after the warm-up",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -239,22 +182,22 @@ def _head(view: View) -> RenderableType:
     grid.add_column(ratio=1, no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
     rate = f"[bold]{view.events_per_s:,.0f}[/] events/s now · {view.events_per_s_mean:,.0f}/s in all"
-    grid.add_row(
-        f"[bold cyan]{view.phase}[/]", f"{rate} · {view.elapsed_s:.0f} s · {view.memory_bytes / 1e9:.1f} GB"
-    )
-    states = [
-        f"{role.name} [{'green' if role.state == 'runs' else 'dim' if role.state == 'ended' else 'yellow'}]{role.state}[/]"
-        + (f" [yellow](died {role.deaths}×)[/]" if role.deaths else "")
-        for role in view.roles
-    ]
-    return Group(grid, Text.from_markup(" · ".join(states), overflow="ellipsis"), Text())
+    grid.add_row(f"[bold cyan]{view.phase}[/]", f"{rate} · {view.elapsed_s:.0f} s · {view.memory_bytes / 1e9:.1f} GB")
+    states = Text(overflow="ellipsis", no_wrap=True)
+    for role in view.roles:
+        states.append("  " if states else "").append(f"{role.name} ")
+        states.append(role.state, style=STATE_STYLES.get(role.state, "yellow"))
+        if role.deaths:
+            states.append(f" (died {role.deaths}×)", style="yellow")
+    return Group(grid, states, Text())
 
 
 def _ledger(counts: Counts) -> RenderableType:
-    lines = [Text("ledger: every event is accounted for", style="bold")]
-    for line in law_lines(counts):
-        lines.append(Text("  " + line, style="" if "✓" in line else "bold red", no_wrap=True, overflow="ellipsis"))
-    return Group(*lines, Text())
+    lines = [
+        Text("  " + line, style="" if "✓" in line else "bold red", no_wrap=True, overflow="ellipsis")
+        for line in law_lines(counts)
+    ]
+    return Group(Text("ledger: every event is accounted for", style="bold"), *lines, Text())
 
 
 def _state(view: View) -> RenderableType:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -90,7 +89,7 @@ class Children:
         """Return the children."""
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """End them all."""
         self.stop()
 
@@ -223,7 +222,9 @@ def _add(usage: Usage, sizes: Mapping[str, int], cpu_s: Mapping[str, float], mea
     gained = dict(usage.cpu_s)
     for name, now_s in cpu_s.items():
         before_s = usage.cpu_running_s.get(name, 0.0)
-        gained[name] = gained.get(name, 0.0) + (now_s - before_s if now_s >= before_s else now_s)  # less: it is a new one
+        gained[name] = gained.get(name, 0.0) + (
+            now_s - before_s if now_s >= before_s else now_s
+        )  # less: it is a new one
     return Usage(
         memory_bytes=total,
         memory_bytes_max=max(total, usage.memory_bytes_max),

@@ -124,9 +124,7 @@ async def _wait_ready(client: httpx.AsyncClient, champion: str) -> None:
     raise RuntimeError(f"the service must answer with {champion} within {READY_S_MAX:g} s, got: {said}")
 
 
-async def _ask(
-    client: httpx.AsyncClient, visit: Visit, catalog: Mapping[str, Values], rng: random.Random
-) -> Answer:
+async def _ask(client: httpx.AsyncClient, visit: Visit, catalog: Mapping[str, Values], rng: random.Random) -> Answer:
     others = sorted(ad_id for ad_id in catalog if ad_id != visit.clicked)
     candidates = [visit.clicked, *rng.sample(others, min(CANDIDATES - 1, len(others)))]
     rng.shuffle(candidates)

@@ -25,9 +25,10 @@ from infra import broker
 from models.window import Slides
 from stream.announcement import Announcement
 from stream.blocks import Counts
-from stream.demo.panel import Role, Screen, SlideRow, View
+from stream.demo.panel import Role, SlideRow, View
 from stream.demo.processes import DEATHS_MAX, ChildFailed, Children, find_line
 from stream.demo.requests import Answer, ask, choose_visits, read_catalog
+from stream.demo.screen import Screen
 from stream.demo.setup import Setup, hold_back
 from stream.demo.watcher import Watcher
 from stream.roles import Cluster
@@ -36,6 +37,7 @@ TURN_S = 0.2  # how often the topics are looked at
 MEASURE_S = 3.0  # how often memory is measured: it costs some milliseconds a process
 QUIET_S = 30.0  # a trainer that has announced nothing and done nothing for so long has nothing left to learn
 QUIET_CPU = 0.1  # share of a core that a trainer with nothing to do stays below
+STALL_S = 120.0  # when nothing at all has moved for so long, something hangs
 REQUESTS = 3
 ROLES = ("ledger", "priors", "train")
 
@@ -83,7 +85,7 @@ class DemoRun:
         self._watcher = Watcher(cluster, setup.settings.model.family)
         self._phase = "starting"
         self._broker_deaths = 0
-        self._measured_s = self._active_s = 0.0  # monotonic: last measurement; when the trainer last did something
+        self._measured_s, self._active_s = 0.0, time.monotonic()  # last measurement; when something last moved
 
     async def watch(self, rows: int | None) -> Seen:
         """Run until the last slide is learnt and the service has answered; return what was seen.
@@ -172,12 +174,11 @@ class DemoRun:
         self._phase = "all is sent; learning what is left"
         while self._watcher.counts.records < self.seen.replayed["records"]:
             await self._turn()
-        watermark_s = self._watcher.watermark_s
-        assert watermark_s is not None, "the last tick went to every partition"
-        last = self._slides.index(math.nextafter(watermark_s, -math.inf))
-        is_open = math.isinf(self._slides.end_s(last))  # beyond the last of the edges: such a slide never closes
+        slides = [self._slides.index(settled_s) for settled_s in self._watcher.newest_settled_s()]
+        # Beyond the last of given edges there is a slide that never closes.
+        last = max((slide for slide in slides if math.isfinite(self._slides.end_s(slide))), default=math.inf)
         self._active_s = time.monotonic()
-        while self._newest_slide() < last - is_open and time.monotonic() - self._active_s < QUIET_S:
+        while self._newest_slide() < last and time.monotonic() - self._active_s < QUIET_S:
             await self._turn()
         if not self._watcher.announced:
             raise ChildFailed(self._children.last_words("train", "it has learnt no slide"))
@@ -205,14 +206,24 @@ class DemoRun:
         self._note(self._children.check())
         if time.monotonic() - self._measured_s >= MEASURE_S:
             self._measure()
-        seen, watcher = self.seen, self._watcher
-        if len(watcher.announced) > len(seen.announcements):
-            seen.announcements = [one.announcement for one in watcher.announced]
-            self._active_s = time.monotonic()
-            self._freeze()
-        seen.counts = watcher.counts
-        seen.prior_values, seen.prior_as_of_s = watcher.prior_values, watcher.prior_as_of_s
+        self._take_in()
         self._show()
+
+    def _take_in(self) -> None:
+        """Take what the topics have said into `seen`."""
+        seen, watcher = self.seen, self._watcher
+        counts, n_announced = watcher.counts, len(watcher.announced)
+        if n_announced > len(seen.announcements):
+            seen.announcements = [one.announcement for one in watcher.announced]
+            self._freeze()
+            self._active_s = time.monotonic()
+        if counts.records > seen.counts.records:
+            seen.counts = counts
+            self._active_s = time.monotonic()
+        seen.prior_values, seen.prior_as_of_s = watcher.prior_values, watcher.prior_as_of_s
+        if time.monotonic() - self._active_s > STALL_S:
+            logs = self._setup.path.with_name("logs")
+            raise RuntimeError(f"events and slides must move on, but nothing has for {STALL_S:g} s; see {logs}")
 
     def _freeze(self) -> None:
         """Keep the last snapshot of the warm-up from being pruned, once it is known to be the last."""

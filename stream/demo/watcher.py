@@ -2,8 +2,8 @@
 
 Owns the reading of headers of `examples`, of `prior-updates` and of `snapshots`. Must not know processes or screens.
 
-Invariants: rows of blocks are never decoded, so watching costs next to nothing; all that is kept is cumulative, so
-reading from the beginning once more, after Kafka failed, changes nothing.
+Invariants: rows of blocks are not decoded as they come, so watching costs next to nothing; all that is kept is
+cumulative, so reading from the beginning once more, after Kafka failed, changes nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from stream.announcement import Announcement, decode_announcement
-from stream.blocks import Counts, Header, add_counts, decode_header, decode_prior_update
+from stream.blocks import Counts, Header, add_counts, decode_block, decode_header, decode_prior_update
 from stream.kafka import BLOCK_BYTES_MAX
 from stream.roles import Cluster
 
@@ -51,6 +52,7 @@ class Watcher:
         self._cluster = cluster
         self._family = family
         self._headers: dict[int, Header] = {}
+        self._last_rows: dict[int, bytes] = {}  # the newest block of each partition that holds rows
         self._prior_keys: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
         self._seen = 0  # offset on `snapshots` after the last announcement taken
         self._consumer: AIOKafkaConsumer | None = None
@@ -87,6 +89,10 @@ class Watcher:
         """How many events a second the ledger has taken since its first."""
         taken_s = self._last_s - self._first_s
         return self.counts.records / taken_s if taken_s > 0.0 else 0.0
+
+    def newest_settled_s(self) -> list[float]:
+        """Return when the newest rows of each partition that has any settled; decodes one block of each."""
+        return [_newest_s(decode_block(value)[1]) for value in self._last_rows.values()]
 
     async def poll(self, wait_s: float) -> list[str]:
         """Take what there is, waiting at most about `wait_s` for it; return a line if Kafka failed."""
@@ -130,8 +136,11 @@ class Watcher:
 
     def _take(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
         if tp.topic == self._cluster.topic("examples"):
-            header = decode_header(records[-1].value)  # cumulative: the last says all
-            self._headers[tp.partition] = header
+            for record in records:
+                header, before = decode_header(record.value), self._headers.get(tp.partition)
+                if before is None or _settled(header) > _settled(before):
+                    self._last_rows[tp.partition] = record.value
+                self._headers[tp.partition] = header
         elif tp.topic == self._cluster.topic("snapshots"):
             for record in records:
                 if record.offset >= self._seen and record.key == self._family.encode() and record.value is not None:
@@ -151,3 +160,11 @@ class Watcher:
         self._marks.append((now_s, records))
         while now_s - self._marks[0][0] > RATE_S:
             self._marks.popleft()
+
+
+def _settled(header: Header) -> int:
+    return header.counts.clicked + header.counts.expired_negative
+
+
+def _newest_s(frame: pl.DataFrame) -> float:
+    return float(frame["settled_s"].to_numpy().max(initial=-np.inf))

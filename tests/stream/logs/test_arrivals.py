@@ -124,6 +124,10 @@ def test_a_tick_moves_the_watermark_to_the_boundary_before_the_first_event_that_
     ]
 
 
+def test_a_tick_goes_no_further_than_the_watermark_of_the_event_behind_it() -> None:
+    assert ticks(events(rows((50, "a", 0, 0), (201, "b", 0, 0), (250, "c", 0, 0))))[:2] == [102.0, 202.0]
+
+
 def test_a_click_that_passes_a_boundary_asks_for_the_tick_too() -> None:
     frame = rows((50, "a", 0, 1, 150.0))
     assert outline(events(frame)) == [("Ra", 50.0), ("Ia", 50.0), ("T", 102.0), ("Ca", 150.0), ("T", 202.0)]
@@ -139,7 +143,7 @@ def test_the_last_tick_closes_the_slide_in_which_the_last_row_settles() -> None:
 
 
 def test_a_click_long_after_the_last_row_does_not_move_the_end() -> None:
-    assert ticks(events(rows((150, "a", 0, 1, 165.0)))) == [202.0]
+    assert ticks(events(rows((150, "a", 0, 1, 195.0)))) == [202.0], "the row settles at 160, the watermark is 193"
 
 
 def test_edges_have_their_ticks_and_an_end_within_finite_time() -> None:

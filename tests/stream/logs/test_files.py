@@ -48,10 +48,12 @@ def test_a_column_may_be_asked_for_in_any_order_and_only_those_come(tmp_path: Pa
     assert read(write(tmp_path / "log.csv"), ["x"], 100)[0].columns == ["x"]
 
 
-def test_another_separator_and_quoted_line_breaks_are_read(tmp_path: Path) -> None:
-    (tmp_path / "log.tsv").write_text('a\tb\n1\t"two\nlines"\n')
-    (chunk,) = read_chunks(tmp_path / "log.tsv", ["b", "a"], "\t", 10)
-    assert chunk.frame.rows() == [("two\nlines", "1")]
+def test_another_separator_and_quoted_line_breaks_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.logs.files.CSV_BLOCK_BYTES", 64)  # so that rows straddle blocks
+    (tmp_path / "log.tsv").write_text("a\tb\n" + "".join(f'{number}\t"two\nlines"\n' for number in range(50)))
+    chunks = list(read_chunks(tmp_path / "log.tsv", ["b", "a"], "\t", 10))
+    assert pl.concat(chunk.frame for chunk in chunks).rows() == [("two\nlines", str(number)) for number in range(50)]
+    assert not any(chunk.broken for chunk in chunks)
 
 
 def test_a_csv_row_with_another_number_of_cells_is_counted(tmp_path: Path) -> None:
@@ -124,9 +126,10 @@ def test_a_file_that_is_cut_or_of_another_format_is_said_to_be_unreadable(tmp_pa
     assert message.startswith(f"{tmp_path / name} must ")
 
 
-def test_a_gzip_file_with_flipped_bytes_is_unreadable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("position", [18, 500])  # the first byte after the header, and the middle
+def test_a_gzip_file_with_flipped_bytes_is_unreadable(tmp_path: Path, position: int) -> None:
     whole = bytearray(write(tmp_path / "log.ndjson.gz", ROWS * 2000).read_bytes())
-    whole[len(whole) // 2] ^= 0xFF
+    whole[position] ^= 0xFF
     (tmp_path / "log.ndjson.gz").write_bytes(whole)
     assert "must be a readable ndjson file, got:" in error_of(tmp_path / "log.ndjson.gz", "ad")
 
@@ -151,10 +154,11 @@ def test_an_unknown_ending_is_named() -> None:
 
 
 def test_a_glob_stands_for_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
-    for name in ("b.csv", "a.csv", "c.txt"):
+    names = [f"{number:02}.csv" for number in range(20)]
+    for name in [*reversed(names), "20.txt"]:
         (tmp_path / name).touch()
-    assert [path.name for path in find_files("*.csv", [tmp_path])] == ["a.csv", "b.csv"]
-    assert [path.name for path in find_files(str(tmp_path / "*.csv"), [])] == ["a.csv", "b.csv"]
+    assert [path.name for path in find_files("*.csv", [tmp_path])] == names
+    assert [path.name for path in find_files(str(tmp_path / "*.csv"), [])] == names
 
 
 def test_the_first_directory_that_has_the_file_counts(tmp_path: Path) -> None:

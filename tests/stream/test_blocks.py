@@ -1,0 +1,82 @@
+"""Blocks: the same rows give the same bytes, and what is no block is named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stream.blocks import (
+    BlockError,
+    Counts,
+    Header,
+    PriorUpdate,
+    Rules,
+    add_counts,
+    decode_block,
+    decode_header,
+    decode_prior_update,
+    encode_block,
+    encode_prior_update,
+    row_schema,
+)
+from tests.stream.test_ledger import FIELDS
+
+HEADER = Header(1, 7, 41, 99.5, 30, 88.0, Rules(10.0, 20.0, 2.0), Counts(records=42, requests=42))
+COLUMNS = {
+    "request_id": ["r"],
+    "position": [0],
+    "kind": ["clicked"],
+    "time_s": [1.0],
+    "settled_s": [11.0],
+    "click": [1],
+    "propensity": [1.0],
+    "ad_id": ["a"],
+    "source_partition": [1],
+    "source_offset": [40],
+    "field.user": ["u"],
+    "field.ad": [None],
+    "field.tags": [["x", "y"]],
+    "field.price": [2.5],
+}
+
+
+def test_block_survives_its_bytes_and_the_bytes_are_always_the_same() -> None:
+    data = encode_block(HEADER, COLUMNS, row_schema(FIELDS))
+    assert data == encode_block(HEADER, COLUMNS, row_schema(FIELDS))
+    header, frame = decode_block(data)
+    assert header == decode_header(data) == HEADER
+    assert {name: frame[name].to_list() for name in frame.columns} == COLUMNS
+
+
+def test_prior_update_survives_its_bytes() -> None:
+    counts = np.array([[1.0, 2.0], [3.0, 4.0]])
+    update = PriorUpdate(
+        5.0, np.array([1, 2**63], np.uint64), np.array([0, 1], np.int16), counts, counts / 2, counts[0], counts[1]
+    )
+    again = decode_prior_update(encode_prior_update(update))
+    assert again.at_s == 5.0
+    for name in ("keys", "field", "n", "c", "root_n", "root_c"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(update, name))
+
+
+def test_bytes_that_are_no_block_are_refused_by_name() -> None:
+    with pytest.raises(BlockError, match="a block must be an Arrow IPC stream, got 3 other bytes"):
+        decode_header(b"abc")
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, pa.schema([])):
+        pass
+    with pytest.raises(BlockError, match="a block must carry a freshrank header"):
+        decode_header(bytes(sink.getvalue()))
+
+
+def test_block_of_a_newer_version_is_refused() -> None:
+    newer = Header(**{name: getattr(HEADER, name) for name in Header.__struct_fields__} | {"v": 2})
+    with pytest.raises(BlockError, match="a block must have version 1, got 2; update freshrank"):
+        decode_header(encode_block(newer, COLUMNS, row_schema(FIELDS)))
+
+
+def test_counts_add_up_and_say_by_how_much_a_law_is_broken() -> None:
+    total = add_counts([Counts(records=2, requests=1, clicks=1, orphan=1), Counts(records=1, impressions=1)])
+    assert total.records == 3
+    assert total.violations() == {"impressions": 1, "clicks": 0, "records": 0}

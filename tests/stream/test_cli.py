@@ -1,0 +1,103 @@
+"""The command line: its exit codes, and one clear line for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from stream.cli import app
+
+CONFIG = """
+name = "tiny"
+[log]
+files = ["log.csv"]
+time = "time"
+label = "click"
+[[fields]]
+name = "user"
+side = "user"
+[[fields]]
+name = "ad"
+side = "item"
+[window]
+slide_s = 100.0
+[ledger]
+wait_s = 10.0
+"""
+LOG = "time,click,user,ad\n" + "".join(f"{20 * i},{i % 2},u{i % 3},a{i % 2}\n" for i in range(40))
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FRESHRANK_HOME", str(tmp_path / "home"))
+    (tmp_path / "log.csv").write_text(LOG)
+    path = tmp_path / "tiny.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_check_prints_the_plan(config: Path) -> None:
+    result = call("check", config, "--json", "-")
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert (plan["name"], plan["ledger"]["wait_s"], len(plan["files"])) == ("tiny", 10.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("wait_s = 10.0", "wait_s = 0.0", "[ledger] wait_s must be > 0, got 0.0"),
+        ("wait_s = 10.0", 'wait_s = "x"', "[ledger] wait_s"),
+        ("wait_s = 10.0", "wiat_s = 1.0", 'did you mean "wait_s"?'),
+        ("log.csv", "other.csv", "other.csv"),
+        ('label = "click"', 'label = "clack"', '"clack"'),
+        ('name = "tiny"', "", '"name"'),
+        ("slide_s = 100.0", "slide_s = 100.0\nwindow_s = 50.0", "[window] window_s must be >= slide_s (100.0), got 50.0"),
+    ],
+)
+def test_check_says_what_is_wrong_and_exits_with_2(config: Path, old: str, new: str, message: str) -> None:
+    config.write_text(CONFIG.replace(old, new))
+    result = call("check", config)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_check_of_a_file_that_is_not_there_exits_with_2(tmp_path: Path) -> None:
+    result = call("check", tmp_path / "none.toml")
+    assert (result.exit_code, "none.toml must be a readable file" in result.stderr) == (2, True)
+
+
+def test_worker_without_a_broker_says_how_to_start_one(config: Path) -> None:
+    result = call("worker", "ledger", config)
+    assert result.exit_code == 2
+    assert "freshrank broker start" in result.stderr
+
+
+def test_worker_with_a_broker_that_is_not_there_fails_within_seconds(config: Path) -> None:
+    config.write_text(CONFIG + '[kafka]\nbootstrap_servers = "127.0.0.1:9"\n')
+    result = call("worker", "ledger", config)
+    assert result.exit_code == 2
+    assert "127.0.0.1:9" in result.stderr
+
+
+def test_backtest_reports_every_slide_and_the_conservation_laws(config: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    result = call("backtest", config, "--json", report, "--out", tmp_path / "snapshots")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(report.read_text())
+    assert found["violations"] == {"impressions": 0, "clicks": 0, "records": 0}
+    assert sum(window["rows"] for window in found["windows"]) == 40
+    assert (tmp_path / "snapshots" / found["latest"] / "manifest.json").exists()
+
+
+def test_broker_status_without_a_broker_exits_with_1(config: Path) -> None:
+    assert call("broker", "status").exit_code == 1
