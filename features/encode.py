@@ -106,6 +106,8 @@ def _encode_numbers(values: pl.Series, field: Field) -> Keys:
 
 
 def _encode_lists(values: pl.Series, field: Field) -> Keys:
+    if not isinstance(values.dtype, pl.List | pl.Array):
+        values = values.cast(pl.String, strict=False).reshape((-1, 1))  # one value is a list of one
     lists = values.cast(pl.List(pl.String), strict=False).list.head(field.values_max).to_arrow()
     lengths: npt.NDArray[np.int64] = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
     keys = np.zeros((len(values), field.values_max), np.uint64)

@@ -121,7 +121,7 @@ def to_arrays(snapshot: Snapshot) -> Arrays:
     """Return every array of a snapshot by name; `from_arrays` takes them back."""
     base, recent = snapshot.base, snapshot.recent
     arrays: Arrays = {f"tensors.{name}": tensor.numpy() for name, tensor in snapshot.tensors.items()}
-    arrays |= {f"base.{field.name}": np.asarray(getattr(base, field.name)) for field in dataclasses.fields(base)}
+    arrays |= {f"base.{field.name}": np.atleast_1d(getattr(base, field.name)) for field in dataclasses.fields(base)}
     arrays |= {f"recent.{field.name}": getattr(recent, field.name) for field in dataclasses.fields(recent)}
     arrays["vocabulary.keys"] = snapshot.vocabulary.keys
     arrays["evidence"] = np.array([getattr(snapshot.evidence, name) for name in _EVIDENCE], np.float64)
@@ -136,7 +136,7 @@ def from_arrays(arrays: Mapping[str, npt.NDArray[Any]], rest: Mapping[str, Any])
         KeyError: If an array is missing.
     """
     base: dict[str, Any] = {field.name: arrays[f"base.{field.name}"] for field in dataclasses.fields(PriorTable)}
-    base["as_of_s"] = float(base["as_of_s"])
+    base["as_of_s"] = float(base["as_of_s"][0])
     pieces, *sums = arrays["evidence"].tolist()
     return Snapshot(
         tensors={

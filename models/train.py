@@ -107,7 +107,7 @@ def train(
     weights = _flatten(network)
     state.setdefault("adam.mean", torch.zeros_like(weights))
     state.setdefault("adam.square", torch.zeros_like(weights))
-    state.setdefault("adam.steps", torch.zeros((), dtype=torch.float64, device=device))
+    state.setdefault("adam.steps", torch.zeros(1, dtype=torch.float64, device=device))
     network.train()
     for batch in minibatches(len(inputs), batch_rows, seed=seed, slide=slide):
         which = torch.from_numpy(batch).to(device)

@@ -9,7 +9,6 @@ to Faust carries meaning (positions come from snapshots and from its own output)
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,11 +97,17 @@ def run_app(app: faust.App, *services: mode.Service) -> None:
     """Run a role until SIGTERM or SIGINT, then exit with 0; exit with 1 and the reason if it fails."""
     worker = _Worker(app, *services, quiet=True, loglevel="WARNING", redirect_stdouts=False, logging_config=_LOGGING)
     worker.spinner = None
-    try:
-        worker.execute_from_commandline()
-    except Exception as error:
-        sys.stderr.write(f"freshrank: {type(error).__name__}: {error}\n")
-        raise SystemExit(1) from None
+    worker.execute_from_commandline()
+
+
+class RoleError(RuntimeError):
+    """A role cannot go on and says why; shown as one line, without a trace."""
+
+
+class _Formatter(logging.Formatter):
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
+        """Leave out the trace of what a person can mend: it says all in its message."""
+        return "" if isinstance(ei[1], (RoleError, ValueError)) else super().formatException(ei)
 
 
 class _Worker(faust.Worker):
@@ -115,7 +120,7 @@ class _Worker(faust.Worker):
 _LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "formatters": {"plain": {"()": _Formatter, "fmt": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"}},
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     "loggers": {"freshrank": {"level": "INFO"}},

@@ -28,7 +28,7 @@ from stream.announcement import Announcement, encode_announcement, newest_announ
 from stream.feed import Block, BlockFeed
 from stream.kafka import Record
 from stream.plan import new_plan
-from stream.roles import SESSION_S, Cluster, find_cluster, log, make_app, run_app
+from stream.roles import SESSION_S, Cluster, RoleError, find_cluster, log, make_app, run_app
 from stream.wiring import new_slides
 
 TAKEOVER_S = SESSION_S + 4.0  # how long a killed trainer may still be a member of the group
@@ -91,7 +91,7 @@ class TrainService(mode.Service):
             deadline_s = time.monotonic() + TAKEOVER_S
             while members := await _members(admin, self._group):
                 if time.monotonic() > deadline_s:
-                    raise RuntimeError(
+                    raise RoleError(
                         f"one trainer per model family: {self._group} must have no member, got {members};"
                         " stop the other trainer, or give this one another [model] family"
                     )

@@ -153,7 +153,7 @@ def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
         raise _no_json(body, error) from None
 
 
-def _no_json(body: bytes, error: ValueError) -> Rejected:
+def _no_json(body: bytes, error: Exception) -> Rejected:
     try:
         body.decode()
     except UnicodeDecodeError as no_text:

@@ -94,7 +94,7 @@ class Refresher:
             return True
         try:
             scorer = await asyncio.to_thread(self._load, version)
-        except (SnapshotError, ValueError) as error:
+        except (ValueError, RuntimeError) as error:  # RuntimeError is torch's word for weights of another shape
             self._metrics.snapshots.labels("refused").inc()
             serving = current.version if current else "nothing"
             log.error("[refresh] snapshot %s is refused, %s goes on serving: %s", version, serving, error)

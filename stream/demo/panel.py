@@ -167,7 +167,7 @@ def summary_table(scores: Mapping[str, Any], *, n_slides: int) -> Table:
         title_style="bold",
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for name in ("log loss", "", "AUC", "", "calibration"):
         table.add_column(name, justify="right")
     for name, score in scores.items():

@@ -58,7 +58,8 @@ class Usage:
         memory_bytes_max: The largest of these sums.
         measure: How memory is counted: `pss` counts a page that several share once, `rss` as often as it is shared.
         sizes: The largest size of each by name, bytes.
-        cpu_s: Processor time of each by name, seconds, of those that died included.
+        cpu_s: Processor time by name, seconds, those that died included.
+        cpu_by_pid_s: The same by pid.
     """
 
     memory_bytes: int = 0
@@ -66,7 +67,7 @@ class Usage:
     measure: str = "pss"
     sizes: Mapping[str, int] = field(default_factory=dict)
     cpu_s: Mapping[str, float] = field(default_factory=dict)
-    cpu_running_s: Mapping[str, float] = field(default_factory=dict)
+    cpu_by_pid_s: Mapping[int, float] = field(default_factory=dict)
 
 
 class Children:
@@ -163,8 +164,7 @@ class Children:
     def measure(self, others: Mapping[int, str]) -> Usage:
         """Measure this process, named `demo`, and all below it: the children, `others` by pid, and the guards."""
         names = {child.pid: name for name, child in self._children.items()} | dict(others) | {os.getpid(): "demo"}
-        sizes: dict[str, int] = {}
-        cpu_s: dict[str, float] = {}
+        found: dict[int, tuple[str, int, float]] = {}
         measure = "pss"
         this = psutil.Process()
         for process in [this, *this.children(recursive=True)]:
@@ -172,9 +172,8 @@ class Children:
             with contextlib.suppress(psutil.Error):
                 full, times = process.memory_full_info(), process.cpu_times()
                 measure = measure if hasattr(full, "pss") else "rss"
-                sizes[name] = sizes.get(name, 0) + int(getattr(full, "pss", full.rss))
-                cpu_s[name] = cpu_s.get(name, 0.0) + times.user + times.system
-        self.usage = _add(self.usage, sizes, cpu_s, measure)
+                found[process.pid] = (name, int(getattr(full, "pss", full.rss)), times.user + times.system)
+        self.usage = _add(self.usage, found, measure)
         return self.usage
 
     def stop(self, *names: str) -> None:
@@ -217,21 +216,20 @@ class Children:
         return lines[-1][:200] if lines else "it said nothing"
 
 
-def _add(usage: Usage, sizes: Mapping[str, int], cpu_s: Mapping[str, float], measure: str) -> Usage:
-    total = sum(sizes.values())
-    gained = dict(usage.cpu_s)
-    for name, now_s in cpu_s.items():
-        before_s = usage.cpu_running_s.get(name, 0.0)
-        gained[name] = gained.get(name, 0.0) + (
-            now_s - before_s if now_s >= before_s else now_s
-        )  # less: it is a new one
+def _add(usage: Usage, found: Mapping[int, tuple[str, int, float]], measure: str) -> Usage:
+    """Return the usage with what was found: name, bytes and processor seconds so far, by pid."""
+    now: dict[str, int] = {}
+    cpu_s = dict(usage.cpu_s)
+    for pid, (name, size, used_s) in found.items():
+        now[name] = now.get(name, 0) + size
+        cpu_s[name] = cpu_s.get(name, 0.0) + used_s - usage.cpu_by_pid_s.get(pid, 0.0)
     return Usage(
-        memory_bytes=total,
-        memory_bytes_max=max(total, usage.memory_bytes_max),
+        memory_bytes=sum(now.values()),
+        memory_bytes_max=max(sum(now.values()), usage.memory_bytes_max),
         measure=measure,
-        sizes=dict(usage.sizes) | {name: max(size, usage.sizes.get(name, 0)) for name, size in sizes.items()},
-        cpu_s=gained,
-        cpu_running_s=dict(cpu_s),
+        sizes=dict(usage.sizes) | {name: max(size, usage.sizes.get(name, 0)) for name, size in now.items()},
+        cpu_s=cpu_s,
+        cpu_by_pid_s=dict(usage.cpu_by_pid_s) | {pid: used_s for pid, (_, _, used_s) in found.items()},
     )
 
 

@@ -80,9 +80,9 @@ class Report:
             console.print("The log ended within the warm-up, so there is no later slide to compare the models on.")
             return
         names = {
-            "frozen": f"left as it was after slide {self._frozen_slide}",
-            "champion": "champion: what served",
-            "latest": "latest: learns on, not yet let through",
+            "frozen": f"as it was after slide {self._frozen_slide}",
+            "champion": "champion (what served)",
+            "latest": "latest (learns on)",
         }
         scores = {words: summary[name] for name, words in names.items()}
         console.print(summary_table(scores, n_slides=n_slides))

@@ -170,9 +170,10 @@ class DemoRun:
         self.seen.replayed = msgspec.json.decode(report.read_bytes())
 
     async def _learn_rest(self) -> None:
-        """Wait until the ledger has every event and the trainer has announced the last slide that can close."""
+        """Wait until the ledger has passed the last tick and the trainer has announced the last slide that can close."""
         self._phase = "all is sent; learning what is left"
-        while self._watcher.counts.records < self.seen.replayed["records"]:
+        end_s = self.seen.replayed["event_time_s"] - self._settings.ledger.disorder_s  # the last event is a tick
+        while (self._watcher.watermark_s or 0.0) < self._slides.start_s(self._slides.index(end_s)):
             await self._turn()
         slides = [self._slides.index(settled_s) for settled_s in self._watcher.newest_settled_s()]
         # Beyond the last of given edges there is a slide that never closes.

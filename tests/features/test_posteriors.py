@@ -1,0 +1,130 @@
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.fields import Field
+from features.posteriors import ROWS_MAX, dense_inputs, dense_width, estimate_strength, root_input, shares
+from features.priors import STRENGTH_DEFAULT, Counts, PriorTable
+
+FINE, COARSE = Field("ad", "item"), Field("tags", "item", "categories", values_max=2)
+FIELDS = (FINE, COARSE)
+TABLE = PriorTable.empty((10.0, 1000.0), 2)
+KEYS = np.array([[1, 11, 12]], np.uint64)
+ROOT = root_input(2)
+
+
+def counts_of(n: list[list[float]], c: list[list[float]], root: tuple[float, float] = (1000.0, 100.0)) -> Counts:
+    """One row; n and c by slot and half-life."""
+    root_n, root_c = (np.full((1, 2), value) for value in root)
+    return Counts(np.array([n]), np.array([c]), root_n, root_c)
+
+
+def logit(p: float) -> float:
+    return float(np.log(p / (1.0 - p)))
+
+
+def read(
+    counts: Counts, keys: npt.NDArray[np.uint64] = KEYS, levels: tuple[str, ...] = (), table: PriorTable = TABLE
+) -> npt.NDArray[np.float32]:
+    return dense_inputs(counts, keys, table, FIELDS, levels)
+
+
+NOTHING = [[0.0, 0.0]] * 3
+
+
+def test_a_row_without_counts_says_the_overall_rate_and_nothing_else() -> None:
+    [dense] = read(counts_of(NOTHING, NOTHING))
+    assert dense[0] == 1.0
+    assert dense[ROOT] == pytest.approx(logit(101 / 1002))
+    np.testing.assert_allclose(dense[ROOT + 1 :], 0.0, atol=1e-6)
+
+
+def test_a_rate_leans_on_its_parent_by_its_strength() -> None:
+    [dense] = read(counts_of([[0.0, 30.0], *NOTHING[1:]], [[0.0, 15.0], *NOTHING[1:]]))
+    overall = 101 / 1002
+    posterior = (15.0 + STRENGTH_DEFAULT * overall) / (30.0 + STRENGTH_DEFAULT)
+    shorter, longer = dense[3:5]
+    assert longer == pytest.approx(logit(posterior) - logit(overall), abs=1e-5)
+    assert shorter == pytest.approx(0.0, abs=1e-6)  # no counts in the short memory: nothing beside the long one's
+
+
+def test_a_fine_level_leans_on_the_coarse_ones_mean() -> None:
+    counts = counts_of([[0, 0], [0, 1000.0], [0, 1000.0]], [[0, 0], [0, 900.0], [0, 500.0]])
+    [flat], [levelled] = read(counts), read(counts, levels=("ad", "tags"))
+    np.testing.assert_array_equal(flat, levelled)  # without counts of its own it says what its parent says
+    own = counts_of([[0, 10.0], [0, 1000.0], [0, 1000.0]], [[0, 9.0], [0, 900.0], [0, 500.0]])
+    [flat], [levelled] = read(own), read(own, levels=("ad", "tags"))
+    assert 0.0 < levelled[4] < flat[4]  # its parents explain a part of its high rate
+
+
+def test_several_values_are_averaged_over_those_present() -> None:
+    n, c = [[0, 0], [0, 50.0], [0, 50.0]], [[0, 0], [0, 40.0], [0, 5.0]]
+    [both], [first], [second] = (
+        read(counts_of(n, c), np.array([keys], np.uint64)) for keys in ([1, 11, 12], [1, 11, 0], [1, 0, 12])
+    )
+    assert both[6] == pytest.approx((first[6] + second[6]) / 2, abs=1e-5)
+    np.testing.assert_allclose(shares(np.array([[1, 11, 12], [0, 11, 0], [0, 0, 0]], np.uint64), FIELDS), _SHARES)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.0, 1e12), st.floats(0.0, 1.0)), min_size=8, max_size=8),
+    st.floats(1.0, 1000.0),
+)
+def test_inputs_are_finite_and_bounded_whatever_the_counts(pairs: list[tuple[float, float]], strength: float) -> None:
+    n = np.array([pair[0] for pair in pairs]).reshape(4, 2)
+    c = n * np.array([pair[1] for pair in pairs]).reshape(4, 2)
+    table = dataclasses.replace(TABLE, strength=np.full((2, 2), strength))
+    dense = dense_inputs(Counts(n[None, :3], c[None, :3], n[3:], c[3:]), KEYS, table, FIELDS, ("ad", "tags"))
+    assert np.isfinite(dense).all()
+    assert np.abs(dense).max() <= 24.0
+
+
+def test_inputs_do_not_depend_on_the_order_of_half_lives() -> None:
+    rng = np.random.default_rng(0)
+    n = rng.uniform(0.0, 50.0, (1, 3, 2))
+    counts = Counts(n, n * 0.3, np.array([[100.0, 900.0]]), np.array([[10.0, 200.0]]))
+    swapped = Counts(*(array[..., ::-1] for array in (counts.n, counts.c, counts.root_n, counts.root_c)))
+    np.testing.assert_allclose(read(counts), read(swapped, table=PriorTable.empty((1000.0, 10.0), 2)), rtol=1e-6)
+
+
+def test_more_rows_than_are_turned_at_a_time_get_the_same_inputs() -> None:
+    n_rows = ROWS_MAX + 5
+    one = counts_of([[1.0, 2.0]] * 3, [[0.5, 1.0]] * 3)
+    many = Counts(*(np.repeat(array, n_rows, axis=0) for array in (one.n, one.c, one.root_n, one.root_c)))
+    dense = read(many, np.repeat(KEYS, n_rows, axis=0))
+    assert dense.shape == (n_rows, dense_width(FIELDS, 2))
+    np.testing.assert_array_equal(dense, np.repeat(read(one), n_rows, axis=0))
+
+
+@pytest.mark.parametrize("strength", [3.0, 30.0, 300.0])
+def test_the_strength_is_found_again_in_counts_drawn_with_it(strength: float) -> None:
+    rng = np.random.default_rng(0)
+    n = rng.integers(20, 400, (4000, 1)).astype(np.float64)
+    c = rng.binomial(n.astype(np.int64), rng.beta(0.2 * strength, 0.8 * strength, n.shape)).astype(np.float64)
+    table = PriorTable.empty((1000.0,), 2)
+    table = dataclasses.replace(
+        table, keys=np.arange(1, 4001, dtype=np.uint64), field=np.ones(4000, np.int16), n=n, c=c
+    )
+    estimated = estimate_strength(table).strength
+    assert estimated[1, 0] == pytest.approx(strength, rel=0.15)
+    assert estimated[0, 0] == STRENGTH_DEFAULT  # a field without values
+
+
+@pytest.mark.parametrize("clicked", [0.0, 1.0])
+def test_a_field_that_was_never_or_always_clicked_has_a_strength_all_the_same(clicked: float) -> None:
+    n = np.full((50, 1), 10.0)
+    table = dataclasses.replace(
+        PriorTable.empty((1000.0,), 1),
+        keys=np.arange(1, 51, dtype=np.uint64),
+        field=np.zeros(50, np.int16),
+        n=n,
+        c=n * clicked,
+    )
+    assert np.isfinite(estimate_strength(table).strength).all()
+
+
+_SHARES = [[1.0, 0.5, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
