@@ -5,8 +5,6 @@ is wrong. Must not hold logic: each command reads the settings and calls one fun
 command that needs them, because torch alone takes seconds.
 """
 
-# ruff: noqa: PLC0415  # see above: imports inside commands on purpose
-
 from __future__ import annotations
 
 import asyncio
@@ -38,6 +36,7 @@ app.add_typer(topics_app, name="topics")
 Config = Annotated[Path, typer.Argument(help="The TOML file of the deployment.", show_default=False)]
 DataDir = Annotated[Path | None, typer.Option("--data", help="Where the log's files are; default: the data directory.")]
 Json = Annotated[str | None, typer.Option("--json", help="Write one JSON object to this file, - for standard output.")]
+Append = Annotated[bool, typer.Option("--append", help="Send although there are events already.")]
 Limit = Annotated[int | None, typer.Option(help="Stop after this many rows of the log.", min=1)]
 
 out = Console(soft_wrap=True)
@@ -114,7 +113,7 @@ def replay(
     data: DataDir = None,
     speed: Annotated[float | None, typer.Option(help="Seconds of event time a second; default: full speed.")] = None,
     limit: Limit = None,
-    append: Annotated[bool, typer.Option("--append", help="Send although there are events already.")] = False,
+    append: Append = False,
     json: Json = None,
 ) -> None:
     """Send a log through Kafka, as fast as it goes or at a pace of its own."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ async def read_range(
     *,
     options: Mapping[str, Any],
     wait_s: float = 60.0,
-) -> AsyncIterator[Record]:
+) -> AsyncGenerator[Record, None]:
     """Yield the committed records of [start, end) in order, then end.
 
     A transaction that is open inside the range is waited for: the broker ends it after its time-out at the latest.

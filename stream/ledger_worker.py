@@ -31,7 +31,7 @@ from stream.blocks import Header, decode_block, decode_header, encode_block, row
 from stream.events import Event, EventError, Tick, decode_event, encode_event
 from stream.kafka import BLOCK_BYTES_MAX, OffsetGone, murmur2_partition, read_last, read_range
 from stream.ledger import Closed, DeadLetter, Ledger
-from stream.roles import SESSION_S, Cluster, find_cluster, log, make_app, run_app
+from stream.roles import SESSION_S, Cluster, delivered, find_cluster, log, make_app, run_app
 from stream.wiring import new_ledger, new_slides
 
 BATCH_RECORDS_MAX = 4000  # records of one transaction at most; larger ones gain little (measured: 1,000 → 4,000 +20 %)
@@ -46,9 +46,9 @@ def run_ledger_worker(settings: Settings) -> None:
     app = make_app(cluster, "ledger-control")
 
     @app.agent(app.topic(cluster.topic("commands")))
-    async def follow_commands(stream: faust.Stream[bytes]) -> None:
-        async for event in stream.noack().events():
-            log.info("command: %r", event.message.value)
+    async def follow_commands(stream: faust.StreamT[bytes]) -> None:
+        async for _, record in delivered(stream):
+            log.info("command: %r", record.value)
 
     run_app(app, LedgerService(settings, cluster))
 
@@ -76,6 +76,7 @@ class LedgerService(mode.Service):
         self._slides = new_slides(settings)
         self._schema = row_schema(settings.fields)
         self._owned: dict[int, _Owned] = {}
+        self._clients: list[AIOKafkaConsumer | AIOKafkaProducer] = []
         self._lock = asyncio.Lock()
         self._is_live = settings.kafka.clock == "live"
         self._ahead_s = settings.kafka.max_ahead_s if self._is_live else float("inf")
@@ -95,14 +96,15 @@ class LedgerService(mode.Service):
             max_partition_fetch_bytes=BLOCK_BYTES_MAX,
         )
         self._ticks = AIOKafkaProducer(**self._cluster.options, enable_idempotence=True)
-        await self._ticks.start()
-        await self._consumer.start()
+        for client in (self._consumer, self._ticks):
+            await client.start()
+            self._clients.append(client)
         self._consumer.subscribe([self._cluster.topic("events")], listener=_Listener(self))
 
     async def on_stop(self) -> None:
         """Leave the group; what was not closed in a block is derived again by the next owner."""
-        await self._consumer.stop()
-        await self._ticks.stop()
+        for client in self._clients:
+            await client.stop()
         await self.release(list(self._owned))
 
     @mode.Service.task
@@ -193,7 +195,8 @@ class LedgerService(mode.Service):
         settled: list[tuple[str, int, float, int]] = []
         while end > 0:
             start = max(0, end - n_offsets)
-            is_enough, older = False, []
+            is_enough = False
+            older: list[tuple[str, int, float, int]] = []
             records = read_range(topic, partition, start, end, options=self._cluster.options)
             async with aclosing(records):
                 async for record in records:

@@ -24,7 +24,7 @@ from stream.announcement import newest_announcement
 from stream.blocks import PriorUpdate, encode_prior_update
 from stream.feed import Block, BlockFeed
 from stream.kafka import BLOCK_BYTES_MAX, Record
-from stream.roles import Cluster, find_cluster, log, make_app, run_app
+from stream.roles import Cluster, delivered, find_cluster, log, make_app, run_app
 from stream.wiring import new_slides
 
 
@@ -35,11 +35,9 @@ def run_prior_worker(settings: Settings) -> None:
     service = PriorService(settings, cluster)
 
     @app.agent(app.topic(cluster.topic("examples")))
-    async def count(stream: faust.Stream[bytes]) -> None:
-        async for event in stream.noack().events():
-            message = event.message
-            record = Record(message.offset, int(message.timestamp * 1000), message.key, message.value)
-            await service.take(message.partition, record)
+    async def count(stream: faust.StreamT[bytes]) -> None:
+        async for partition, record in delivered(stream):
+            await service.take(partition, record)
 
     run_app(app, service)
 
@@ -58,6 +56,7 @@ class PriorService(mode.Service):
         self._counted_slide: int | None = None  # rows of this slide and those before it are in the snapshot
         self._touched: list[npt.NDArray[np.uint64]] = []
         self._published_s = time.monotonic()
+        self._producer: AIOKafkaProducer | None = None
 
     async def on_start(self) -> None:
         """Restore the counts of the newest snapshot, then count what has settled since."""
@@ -68,7 +67,7 @@ class PriorService(mode.Service):
         positions: dict[int, int] = {}
         newest = await newest_announcement(self._cluster, self._settings.model.family)
         if newest is not None:
-            from models.registry import Registry  # noqa: PLC0415  # torch, only where there is a snapshot to start from
+            from models.registry import Registry  # torch, only where there is a snapshot to start from
 
             registry = Registry(registry_url(self._settings))
             snapshot, manifest = registry.load(newest.latest, fields=self._settings.fields)
@@ -82,8 +81,9 @@ class PriorService(mode.Service):
 
     async def on_stop(self) -> None:
         """Publish what has changed, then leave."""
-        await self._publish()
-        await self._producer.stop()
+        if self._producer is not None:
+            await self._publish()
+            await self._producer.stop()
 
     async def take(self, partition: int, record: Record) -> None:
         """Count a delivered block, with those that are missing before it."""
@@ -118,6 +118,7 @@ class PriorService(mode.Service):
         self._published_s = time.monotonic()
         if not self._touched:
             return
+        assert self._producer is not None
         touched = np.unique(np.concatenate(self._touched))
         self._touched = []
         table = self._table

@@ -9,6 +9,7 @@ to Faust carries meaning (positions come from snapshots and from its own output)
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import mode
 
 from infra import broker
 from infra.settings import Settings, SettingsError, state_dir
-from stream.kafka import BLOCK_BYTES_MAX, check_broker, client_options, topic_name
+from stream.kafka import BLOCK_BYTES_MAX, Record, check_broker, client_options, topic_name
 
 SESSION_S = 6.0  # a dead worker's partitions move after this long; the broker's smallest by default
 STREAM_BLOCKS_MAX = 32  # blocks that Faust may hold unread: its default of 4096 would be gigabytes
@@ -98,6 +99,14 @@ def run_app(app: faust.App, *services: mode.Service) -> None:
     worker = _Worker(app, *services, quiet=True, loglevel="WARNING", redirect_stdouts=False, logging_config=_LOGGING)
     worker.spinner = None
     worker.execute_from_commandline()
+
+
+async def delivered(stream: faust.StreamT[bytes]) -> AsyncIterator[tuple[int, Record]]:
+    """Yield the partition and the record of each message of an agent's stream, acknowledged at once."""
+    assert isinstance(stream, faust.Stream)
+    async for event in stream.noack().events():
+        message = event.message
+        yield message.partition, Record(message.offset, int(message.timestamp * 1000), message.key, message.value)
 
 
 class RoleError(RuntimeError):

@@ -73,6 +73,7 @@ async def serve(
     with _listening(settings.serve.host, settings.serve.port if port is None else port) as listener:
         await _check_topics(settings, options)
         async with _producer(options) as producer:
+            await _check_partitions(settings, producer)
             writer = EventWriter(producer, topic_name(settings.prefix, "events"), settings.kafka.partitions, metrics)
             service = _Service(settings, writer, metrics)
             await _run(service, options, listener, announce or functools.partial(print, flush=True))
@@ -252,19 +253,23 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 async def _check_topics(settings: Settings, options: Mapping[str, Any]) -> None:
-    """Check that the topics are there, and `events` with the partitions that the ledger computes keys for."""
+    """Check that the topics are there: asking for one that is not would make it, with the broker's rules."""
     consumer = AIOKafkaConsumer(**options, group_id=None)
     await consumer.start()
     try:
         there = await consumer.topics()
-        for name in ("events", *_FOLLOWED):
-            if (topic := topic_name(settings.prefix, name)) not in there:
-                raise ValueError(f"topic {topic} must exist, got none of that name; run `freshrank topics create`")
-        topic, wanted = topic_name(settings.prefix, "events"), settings.kafka.partitions
-        if (count := len(consumer.partitions_for_topic(topic) or ())) != wanted:
-            raise ValueError(f"[kafka] partitions must be what topic {topic} has, {count}, got {wanted}; set it back")
     finally:
         await consumer.stop()
+    for name in ("events", *_FOLLOWED):
+        if (topic := topic_name(settings.prefix, name)) not in there:
+            raise ValueError(f"topic {topic} must exist, got none of that name; run `freshrank topics create`")
+
+
+async def _check_partitions(settings: Settings, producer: AIOKafkaProducer) -> None:
+    """Check that keys go to the partitions that the ledger computes for them."""
+    topic, wanted = topic_name(settings.prefix, "events"), settings.kafka.partitions
+    if (count := len(await producer.partitions_for(topic))) != wanted:
+        raise ValueError(f"[kafka] partitions must be what topic {topic} has, {count}, got {wanted}; set it back")
 
 
 @asynccontextmanager

@@ -28,7 +28,7 @@ from stream.announcement import Announcement, encode_announcement, newest_announ
 from stream.feed import Block, BlockFeed
 from stream.kafka import Record
 from stream.plan import new_plan
-from stream.roles import SESSION_S, Cluster, RoleError, find_cluster, log, make_app, run_app
+from stream.roles import SESSION_S, Cluster, RoleError, delivered, find_cluster, log, make_app, run_app
 from stream.wiring import new_slides
 
 TAKEOVER_S = SESSION_S + 4.0  # how long a killed trainer may still be a member of the group
@@ -42,11 +42,9 @@ def run_train_worker(settings: Settings) -> None:
     service = TrainService(settings, cluster, group=f"{cluster.prefix}.{group}")
 
     @app.agent(app.topic(cluster.topic("examples")))
-    async def learn(stream: faust.Stream[bytes]) -> None:
-        async for event in stream.noack().events():
-            message = event.message
-            record = Record(message.offset, int(message.timestamp * 1000), message.key, message.value)
-            await service.take(message.partition, record)
+    async def learn(stream: faust.StreamT[bytes]) -> None:
+        async for partition, record in delivered(stream):
+            await service.take(partition, record)
 
     run_app(app, service)
 
@@ -61,13 +59,14 @@ class TrainService(mode.Service):
         self._cluster = cluster
         self._group = group
         self._registry = Registry(registry_url(settings))
+        self._producer: AIOKafkaProducer | None = None
         self._thread = ThreadPoolExecutor(1, "learner", initializer=use_threads, initargs=(settings.update.threads,))
 
     async def on_start(self) -> None:
         """Take the fence, restore the newest snapshot, and learn what has settled since."""
         await self._wait_alone()
         self._producer = AIOKafkaProducer(**self._cluster.options, transactional_id=self._group)
-        await self._producer.start()
+        await self._producer.start()  # fences a trainer that was only frozen
         positions = await self._restore()
         self._feed = BlockFeed(self._cluster, positions)
         async for block in self._feed.catch_up():
@@ -75,7 +74,8 @@ class TrainService(mode.Service):
 
     async def on_stop(self) -> None:
         """Leave; the slides that are still open are read again by the next trainer."""
-        await self._producer.stop()
+        if self._producer is not None:
+            await self._producer.stop()
         self._thread.shutdown(wait=True)
 
     async def take(self, partition: int, record: Record) -> None:
@@ -125,6 +125,7 @@ class TrainService(mode.Service):
         loop = asyncio.get_running_loop()
         positions = self._window.positions()
         announcement = await loop.run_in_executor(self._thread, self._learn_and_save, slide, positions)
+        assert self._producer is not None
         async with self._producer.transaction():
             await self._producer.send(
                 self._cluster.topic("snapshots"), encode_announcement(announcement), announcement.family.encode()

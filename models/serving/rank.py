@@ -110,6 +110,8 @@ class Scorer:
             frame: The raw values, as `candidate_frame` lays them out.
             time_s: Event time of the request; counts decay to it.
         """
+        if frame.is_empty():
+            return np.zeros(0, np.float32)
         keys = encode(frame, self._snapshot.fields)  # (K, S)
         counts = lookup(self.table, keys, max(time_s, self.table.as_of_s))
         return self._predictor(keys, counts)

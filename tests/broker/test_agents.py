@@ -1,4 +1,4 @@
-"""The agents over blocks: killed at any moment, the priors equal a slow recount and the trainer's digests a backtest."""
+"""The agents over blocks: killed at any moment, counts equal a slow recount and digests a backtest's."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ async def test_kill_9_of_the_trainer_leaves_the_digests_of_a_backtest(settled: D
     assert [(one.slide, one.champion, one.latest) for one in records] == expected
 
 
+@pytest.mark.slow
 async def test_second_trainer_of_a_family_exits_and_says_why(settled: Deployment) -> None:
     with settled.role("worker", "train") as first:
         await until(settled.announced(1), 60.0)

@@ -254,4 +254,4 @@ def test_the_command_prints_its_address_and_ends_with_the_signal(
         assert process.wait(timeout=10.0) == 0
     finally:
         process.kill()
-        process.wait()
+        process.communicate()

@@ -28,8 +28,8 @@ def test_a_category_has_the_key_of_its_value_and_absence_has_none(values: list[s
     assert all(key != 0 for value, [key] in zip(values, keys, strict=True) if value is not None)
 
 
-@given(st.lists(st.lists(st.text(max_size=3), max_size=5), min_size=2, max_size=10), st.randoms())
-def test_keys_of_a_row_depend_on_that_row_alone(rows: list[list[str]], random: object) -> None:
+@given(st.lists(st.lists(st.text(max_size=3), max_size=5), min_size=2, max_size=10))
+def test_keys_of_a_row_depend_on_that_row_alone(rows: list[list[str]]) -> None:
     frame = pl.DataFrame({"field.user": [str(r) for r in rows], "field.tags": rows}, schema=_SCHEMA)
     whole = encode(frame, (USER, TAGS, BOTH))
     alone = np.concatenate([encode(frame[i : i + 1], (USER, TAGS, BOTH)) for i in range(len(frame))])

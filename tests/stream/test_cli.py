@@ -59,7 +59,11 @@ def test_check_prints_the_plan(config: Path) -> None:
         ("log.csv", "other.csv", "other.csv"),
         ('label = "click"', 'label = "clack"', '"clack"'),
         ('name = "tiny"', "", '"name"'),
-        ("slide_s = 100.0", "slide_s = 100.0\nwindow_s = 50.0", "[window] window_s must be >= slide_s (100.0), got 50.0"),
+        (
+            "slide_s = 100.0",
+            "slide_s = 100.0\nwindow_s = 50.0",
+            "[window] window_s must be >= slide_s (100.0), got 50.0",
+        ),
     ],
 )
 def test_check_says_what_is_wrong_and_exits_with_2(config: Path, old: str, new: str, message: str) -> None:
@@ -99,5 +103,6 @@ def test_backtest_reports_every_slide_and_the_conservation_laws(config: Path, tm
     assert (tmp_path / "snapshots" / found["latest"] / "manifest.json").exists()
 
 
-def test_broker_status_without_a_broker_exits_with_1(config: Path) -> None:
+@pytest.mark.usefixtures("config")
+def test_broker_status_without_a_broker_exits_with_1() -> None:
     assert call("broker", "status").exit_code == 1

@@ -141,7 +141,12 @@ def test_blocks_close_by_rows_by_append_time_and_at_slide_boundaries() -> None:
 
 
 def test_rows_of_different_slides_never_share_a_block() -> None:
-    events: list[Event | EventError] = [request("r", 38.0), impression("r", 38.0), impression("r", 41.0, 1), Tick(500.0)]
+    events: list[Event | EventError] = [
+        request("r", 38.0),
+        impression("r", 38.0),
+        impression("r", 41.0, 1),
+        Tick(500.0),
+    ]
     blocks = run(new_ledger(), events)
     assert [(b.columns["settled_s"], b.header.watermark_s) for b in blocks] == [([48.0], 50.0), ([51.0], 450.0)]
 
@@ -237,7 +242,9 @@ def resume(blocks: list[Closed], stream: list[Any], block_rows: int) -> Ledger:
 
 @given(streams())
 def test_labels_equal_an_obvious_join_when_nothing_is_later_than_the_disorder(stream: list[Any]) -> None:
-    events = sorted((e for _, e in stream if not isinstance(e, EventError)), key=lambda e: (e.time_s, type(e) is not Request))
+    events = sorted(
+        (e for _, e in stream if not isinstance(e, EventError)), key=lambda e: (e.time_s, type(e) is not Request)
+    )
     rows, _ = settle(list(events))
     assert sorted(rows) == sorted(obvious_join(events))
 
@@ -249,7 +256,9 @@ def obvious_join(events: list[Event]) -> list[tuple[str, int, int]]:
     for (request_id, position), shown_s in shown.items():
         if shown_s - asked[request_id] >= 32.0:  # wait + grace + disorder: its request is forgotten
             continue
-        clicks = [e.time_s for e in events if isinstance(e, Click) and (e.request_id, e.position) == (request_id, position)]
+        clicks = [
+            e.time_s for e in events if isinstance(e, Click) and (e.request_id, e.position) == (request_id, position)
+        ]
         rows.append((request_id, position, int(any(time_s - shown_s <= 10.0 for time_s in clicks))))
     return rows
 

@@ -215,10 +215,12 @@ async def test_swaps_under_load_give_no_failed_and_no_mixed_answer(service: Serv
 
     async with listening(service.app) as (host, port), httpx.AsyncClient(base_url=f"http://{host}:{port}") as client:
         asking = [asyncio.create_task(ask(client)) for _ in range(4)]
-        for turn in range(20):
-            assert await service.refresher.bring_in(scorers[turn % 2].version)
-        is_over.set()
-        await asyncio.gather(*asking)
+        try:
+            for turn in range(20):
+                assert await service.refresher.bring_in(scorers[turn % 2].version)
+        finally:
+            is_over.set()
+            await asyncio.gather(*asking)
     assert {answer["snapshot"] for answer in answers} == set(truth)
     for answer in answers:
         assert [(ad["ad_id"], ad["pctr"]) for ad in answer["ads"]] == truth[answer["snapshot"]]

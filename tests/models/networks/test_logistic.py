@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+
+from models.networks.logistic import base_logits, initial_base, newton_step
+
+
+def learn(dense: torch.Tensor, clicks: torch.Tensor, batch_rows: int) -> torch.Tensor:
+    state = initial_base(dense.shape[1], root=0)
+    state["weight"].zero_()
+    for first in range(0, len(dense), batch_rows):
+        part = slice(first, first + batch_rows)
+        newton_step(state["weight"], state["curvature"], dense[part], clicks[part])
+    return state["weight"]
+
+
+@pytest.mark.parametrize("batch_rows", [64, 500])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
+def test_the_planted_weights_are_found_whatever_the_batch_and_the_scale(batch_rows: int, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(10_000, 3))
+    p = 1.0 / (1.0 + np.exp(-(x @ [1.0, -0.5, 0.0] - 1.0)))
+    dense = torch.tensor(np.column_stack([np.ones(len(x)), x * scale]), dtype=torch.float32)
+    weight = learn(dense, torch.tensor(rng.random(len(x)) < p, dtype=torch.float64), batch_rows)
+    np.testing.assert_allclose(weight * torch.tensor([1.0, scale, scale, scale]), [-1.0, 1.0, -0.5, 0.0], atol=0.12)
+
+
+def test_it_starts_as_the_overall_rate() -> None:
+    weight = initial_base(3, root=1)["weight"]
+    assert base_logits(weight, torch.tensor([[1.0, -2.5, 7.0]])).tolist() == [-2.5]
+
+
+@pytest.mark.parametrize("click", [0.0, 1.0])
+def test_one_class_alone_moves_it_a_bounded_way(click: float) -> None:
+    dense = torch.tensor(np.column_stack([np.ones(50_000), np.random.default_rng(0).normal(size=50_000)]))
+    weight = learn(dense.to(torch.float32), torch.full((50_000,), click, dtype=torch.float64), 512)
+    assert torch.isfinite(weight).all()
+    assert 2.0 < abs(weight[0]) < 20.0
+
+
+def test_inputs_that_are_constant_or_equal_do_no_harm() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=5000)
+    dense = torch.tensor(
+        np.column_stack([np.ones(5000), x, x, np.zeros(5000), np.full(5000, 12.0)]), dtype=torch.float32
+    )
+    clicks = torch.tensor(rng.random(5000) < 0.2, dtype=torch.float64)
+    weight = learn(dense, clicks, 100)
+    rates = torch.sigmoid(base_logits(weight, dense))
+    assert rates.mean().item() == pytest.approx(0.2, abs=0.02)
+
+
+def test_it_never_stops_following_a_rate_that_moves() -> None:
+    rng = np.random.default_rng(0)
+    dense = torch.ones(1_500_000, 1)
+    rate = np.where(np.arange(1_500_000) < 750_000, 0.1, 0.4)
+    weight = learn(dense, torch.tensor(rng.random(1_500_000) < rate, dtype=torch.float64), 8192)
+    assert torch.sigmoid(weight[0]).item() == pytest.approx(0.4, abs=0.05)

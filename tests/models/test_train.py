@@ -1,0 +1,118 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.encode import encode
+from features.priors import lookup
+from models.batch import Inputs, make_inputs
+from models.snapshot import Snapshot
+from models.train import Tensors, fresh_rows, move_rows, resolve_device, train, use_threads
+from tests.frames import FIELDS, world
+from tests.models.learnt import learnt
+
+SNAPSHOT = learnt()[0].latest
+ROWS = world(600, seed=5)
+
+
+def inputs_of(snapshot: Snapshot, rows: slice = slice(None)) -> Inputs:
+    keys = encode(ROWS[rows], FIELDS)
+    return make_inputs(keys, lookup(snapshot.priors, keys, snapshot.end_s), snapshot, "cpu")
+
+
+def trained(inputs: Inputs, **changes: float) -> Tensors:
+    clicks = torch.from_numpy(ROWS["click"].to_numpy()[: len(inputs)].astype(np.float64))
+    settings = {"learning_rate": 0.003, "embedding_learning_rate": 0.05} | changes
+    return train(SNAPSHOT.tensors, SNAPSHOT.build(), inputs, clicks, **settings, batch_rows=100, seed=0, slide=9)  # type: ignore[arg-type]
+
+
+def test_training_changes_new_tensors_and_none_that_came_in() -> None:
+    digest = {name: tensor.clone() for name, tensor in SNAPSHOT.tensors.items()}
+    after = trained(inputs_of(SNAPSHOT))
+    assert after.keys() == digest.keys()
+    for name, tensor in digest.items():
+        assert torch.equal(SNAPSHOT.tensors[name], tensor), name
+    unchanged = [name for name in after if torch.equal(after[name], digest[name])]
+    assert unchanged == []
+
+
+def test_training_twice_gives_the_same_bits() -> None:
+    one, other = trained(inputs_of(SNAPSHOT)), trained(inputs_of(SNAPSHOT))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_rows_of_values_that_did_not_occur_stay_as_they_are() -> None:
+    inputs = inputs_of(SNAPSHOT, slice(0, 20))
+    after = trained(inputs)
+    absent = torch.ones(len(after["embedding.rows"]), dtype=torch.bool)
+    absent[inputs.rows.flatten()] = False
+    assert 0 < absent.sum() < len(absent)
+    for name in ("embedding.rows", "embedding.squares"):
+        assert torch.equal(after[name][absent], SNAPSHOT.tensors[name][absent])
+
+
+def test_the_network_and_the_embedding_obey_their_own_learning_rate() -> None:
+    still = trained(inputs_of(SNAPSHOT), learning_rate=0.0)
+    assert torch.equal(still["network.head.weight"], SNAPSHOT.tensors["network.head.weight"])
+    assert not torch.equal(still["embedding.rows"], SNAPSHOT.tensors["embedding.rows"])
+
+
+def test_adam_does_what_torch_does() -> None:
+    inputs = inputs_of(SNAPSHOT, slice(0, 50))
+    clicks = torch.from_numpy(ROWS["click"].to_numpy()[:50].astype(np.float64))
+    tensors = {name: tensor for name, tensor in SNAPSHOT.tensors.items() if not name.startswith("adam.")}
+    network = SNAPSHOT.build()
+    after = train(
+        tensors,
+        network,
+        inputs,
+        clicks,
+        learning_rate=0.01,
+        embedding_learning_rate=0.0,
+        batch_rows=50,
+        seed=0,
+        slide=0,
+    )
+    moved = torch.cat([p.flatten() for p in network.parameters()])
+    before = torch.cat([p.flatten() for p in SNAPSHOT.build().parameters()])
+    gradient = after["adam.mean"] / 0.1
+    np.testing.assert_allclose(moved - before, -0.01 * gradient / (gradient.abs() + 1e-8), atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 2**64 - 1), min_size=1, max_size=20, unique=True), st.integers(0, 100))
+def test_a_fresh_row_depends_on_its_key_and_the_seed_alone(keys: list[int], seed: int) -> None:
+    together = fresh_rows(np.array(keys, np.uint64), 4, seed)
+    alone = torch.cat([fresh_rows(np.array([key], np.uint64), 4, seed) for key in keys])
+    assert torch.equal(together, alone)
+    assert len({tuple(row) for row in together.tolist()}) == len(keys)
+    assert not torch.equal(together, fresh_rows(np.array(keys, np.uint64), 4, seed + 1))
+
+
+def test_fresh_rows_are_small_and_centred() -> None:
+    rows = fresh_rows(np.arange(1, 20_001, dtype=np.uint64), 8, 0)
+    np.testing.assert_allclose(rows.mean(0), 0.0, atol=5e-4)
+    np.testing.assert_allclose(rows.std(0), 0.01, rtol=0.05)
+
+
+def test_rows_move_to_their_new_place_and_new_ones_are_fresh() -> None:
+    tensors = {
+        "embedding.rows": torch.arange(6.0).reshape(3, 2),
+        "embedding.squares": torch.tensor([[1.0], [2.0], [3.0]]),
+    }
+    moved = move_rows(tensors, np.array([0, 2, -1]), np.array([20, 30], np.uint64), seed=0)
+    assert moved["embedding.rows"][:2].tolist() == [[0.0, 1.0], [4.0, 5.0]]
+    assert torch.equal(moved["embedding.rows"][2:], fresh_rows(np.array([30], np.uint64), 2, 0))
+    assert moved["embedding.squares"].tolist() == [[1.0], [3.0], [0.0]]
+    assert tensors["embedding.rows"].tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+
+
+def test_a_device_that_is_named_stays_and_auto_takes_what_there_is() -> None:
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_threads_are_set() -> None:
+    before = torch.get_num_threads()
+    use_threads(1)
+    assert torch.get_num_threads() == 1
+    use_threads(before)
