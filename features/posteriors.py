@@ -163,4 +163,4 @@ def _pool(values: Floats, fields: Sequence[Field]) -> Floats:
     widths = slot_counts(fields)
     first = np.cumsum((0, *widths[:-1]))
     summed = values if max(widths) == 1 else np.add.reduceat(values, first, axis=1)
-    return summed.reshape(len(values), -1)
+    return summed.reshape(len(values), len(widths) * values.shape[2])

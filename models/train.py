@@ -153,9 +153,8 @@ def _adam_step(state: Tensors, weights: Tensor, gradient: Tensor, learning_rate:
     steps += 1.0
     mean.lerp_(gradient, 1.0 - fast)
     square.mul_(slow).addcmul_(gradient, gradient, value=1.0 - slow)
-    count = float(steps)
-    scale = learning_rate * (1.0 - slow**count) ** 0.5 / (1.0 - fast**count)
-    weights.addcdiv_(mean, square.sqrt().add_(ADAM_EPSILON), value=-scale)
+    deviation = (square / (1.0 - slow ** float(steps))).sqrt_().add_(ADAM_EPSILON)
+    weights.addcdiv_(mean, deviation, value=-learning_rate / (1.0 - fast ** float(steps)))
 
 
 def _adagrad_step(state: Tensors, touched: Tensor, gradient: Tensor, learning_rate: float) -> None:

@@ -32,6 +32,7 @@ from models.serving.catalog import Catalog
 from models.serving.pipeline import Pipeline
 from models.serving.rank import Scorer
 from models.serving.refresh import Refresher
+from models.serving.schema import Readiness
 from models.swap import Holder
 from models.train import use_threads
 from stream.announcement import decode_announcement
@@ -113,7 +114,7 @@ class _Service:
             self._pipeline,
             writer.publish,
             metrics,
-            missing=self.missing,
+            readiness=self.readiness,
             now_s=self.now_s,
             body_bytes_max=settings.serve.body_bytes_max,
             events_max=settings.serve.events_max,
@@ -127,9 +128,11 @@ class _Service:
         scorer = self._holder.current
         return 0.0 if scorer is None else max(0.0, scorer.table.as_of_s)
 
-    def missing(self) -> list[str]:
-        """Return the parts that are not there yet: topics not read to their end, and the snapshot."""
-        return sorted(self._unread) + ([] if self._holder.current else ["snapshot"])
+    def readiness(self) -> Readiness:
+        """Return which parts are not there yet: topics not read to their end, and the snapshot."""
+        scorer = self._holder.current
+        missing = sorted(self._unread) + ([] if scorer else ["snapshot"])
+        return Readiness(ready=not missing, missing=missing, snapshot=scorer.version if scorer else None)
 
     async def follow(self, name: str, options: Mapping[str, Any], take: Take) -> None:
         """Take what stands in a topic and what comes, for ever."""

@@ -1,7 +1,7 @@
 """The HTTP side of the ranking service.
 
 Owns routes, limits on bodies, status codes and the JSON of every refusal. Must not know Kafka or models: it is handed
-a pipeline, a way to publish and what is still missing.
+a pipeline, a way to publish and how ready it is.
 
 Invariants: whatever a caller sends, the answer is below 500, in JSON, and says what, rule and got; what cannot be done
 now is a 503 with Retry-After; a body is never held beyond its limit, whatever its Content-Length says.
@@ -10,7 +10,7 @@ now is a 503 with Retry-After; a body is never held beyond its limit, whatever i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from starlette.applications import Starlette
@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infra.metrics import ServeMetrics, expose
 from models.serving.bodies import read_events
 from models.serving.pipeline import Pipeline, Publish, Unavailable
-from models.serving.schema import ClientEvent, EventResult, EventsAnswer, Fault, Rejected
+from models.serving.schema import ClientEvent, EventResult, EventsAnswer, Fault, Readiness, Rejected
 
 BODY_WAIT_S = 10.0  # chosen by hand: a body that takes longer is not a caller who waits for a ranking
 RETRY_AFTER_S = 1
@@ -44,7 +44,7 @@ def make_app(
     publish: Publish,
     metrics: ServeMetrics,
     *,
-    missing: Callable[[], Sequence[str]],
+    readiness: Callable[[], Readiness],
     now_s: Callable[[], float],
     body_bytes_max: int,
     events_max: int,
@@ -53,7 +53,7 @@ def make_app(
     """Return the service as an ASGI application.
 
     Args:
-        missing: The parts without which it is not ready, empty once it is.
+        readiness: Says what is missing.
         now_s: Event time of what happens now.
         ahead_max_s: How far beyond it the time of an event from outside may lie.
     """
@@ -73,8 +73,8 @@ def make_app(
         return _json({"status": "ok"})
 
     async def readyz(_: Request) -> Response:
-        parts = list(missing())
-        return _json({"ready": not parts, "missing": parts}, 503 if parts else 200)
+        found = readiness()
+        return _json(found, 200 if found.ready else 503)
 
     async def exported(_: Request) -> Response:
         content, media_type = expose(metrics.registry)

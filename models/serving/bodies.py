@@ -9,7 +9,6 @@ kind; a name that no field has is ignored and said, a value of the wrong kind is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -206,10 +205,9 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        number = float(value)
+        return float(value)  # JSON has no infinity: only a whole number can be too large
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
 
 
 def _shown(value: object) -> str:

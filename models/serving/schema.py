@@ -112,6 +112,19 @@ class Served(msgspec.Struct, frozen=True):
     snapshot: str
 
 
+class Readiness(msgspec.Struct, frozen=True):
+    """The body of an answer to `GET /readyz`.
+
+    Attributes:
+        missing: The parts that are not there yet; with none missing it is ready.
+        snapshot: Version of the snapshot that serves, None before there is one.
+    """
+
+    ready: bool
+    missing: list[str]
+    snapshot: str | None
+
+
 class Impression(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="impression"):
     """An ad was shown; ids as in the answer. No time means now."""
 

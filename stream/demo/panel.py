@@ -15,14 +15,16 @@ from typing import Any, Literal
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from stream.blocks import Counts
 
-FIXED_LINES = 22  # of the panel, when it shows no slide; the table of slides gets the rest of the terminal
+FIXED_LINES = 16  # of the panel, when it shows no slide; the table of slides gets the rest of the terminal
 SLIDES_MIN, NOTES_MAX = 4, 3
+WIDE_COLUMNS = 120  # from here on there is room for dates
 SHOWN_MAX = 5  # places of an answer
 STATE_STYLES = {"runs": "green", "ended": "dim"}
 DECISION_STYLES = {"promote": "green", "warmup": "cyan", "hold": "yellow", "reject": "red"}
@@ -84,12 +86,20 @@ class View:
     notes: Sequence[str] = ()
 
 
-def render(view: View, *, height: int) -> RenderableType:
-    """Return the panel, at most `height` lines high as long as that leaves room for `SLIDES_MIN` slides."""
-    n_slides = max(SLIDES_MIN, height - FIXED_LINES - min(len(view.notes), NOTES_MAX))
-    parts: list[RenderableType] = [_head(view), _ledger(view.counts), _state(view), _slides(view.slides, n_slides)]
-    parts += [Text(f"! {note}", style="yellow", overflow="ellipsis", no_wrap=True) for note in view.notes[-NOTES_MAX:]]
-    return Panel(Group(*parts), title=f"[bold]freshrank[/] · {view.title}", box=box.ROUNDED, padding=(0, 1))
+def render(view: View, *, width: int, height: int) -> RenderableType:
+    """Return the panel for a terminal of this size; at least `SLIDES_MIN` slides are shown all the same.
+
+    Made of plain lines: laying out tables, twice a second, would take a fifth of a core.
+    """
+    notes = [Text(f"! {note}", style="yellow") for note in view.notes[-NOTES_MAX:]]
+    n_slides = max(SLIDES_MIN, height - FIXED_LINES - len(notes))
+    has_dates = width >= WIDE_COLUMNS
+    lines = [*_head(view, width), *_ledger(view.counts), *_state(view), *_slide_heads(has_dates=has_dates)]
+    lines += [_slide(slide, has_dates=has_dates) for slide in view.slides[-n_slides:]]
+    lines += [Text()] * (n_slides - len(view.slides))  # so that the panel keeps its height
+    for line in [*lines, *notes]:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return Panel(Group(*lines, *notes), title=f"[bold]freshrank[/] · {escape(view.title)}", padding=(0, 1))
 
 
 def status_line(view: View) -> str:
@@ -115,7 +125,7 @@ def slide_line(slide: SlideRow) -> str:
 
 
 def law_lines(counts: Counts) -> list[str]:
-    """Return the three conservation laws in numbers, each with by how much it is broken."""
+    """Return the three conservation laws in numbers, each after by how much it is broken."""
     c, broken = counts, counts.violations()
     sides = {
         "impressions": f"{c.impressions:,} = {c.clicked:,} clicked + {c.expired_negative:,} expired_negative"
@@ -125,7 +135,7 @@ def law_lines(counts: Counts) -> list[str]:
         "records": f"{c.records:,} = {c.requests:,} requests + {c.impressions:,} impressions + {c.clicks:,} clicks"
         f" + {c.ticks:,} ticks + {c.duplicates:,} duplicates + {c.dead_letters:,} dead letters",
     }
-    return [f"{name:<11} {sum_}  {'✓' if not broken[name] else '✗'} {broken[name]}" for name, sum_ in sides.items()]
+    return [f"{'✗' if broken[name] else '✓'} {broken[name]}  {name:<11}  {law}" for name, law in sides.items()]
 
 
 def answer_table(answer: Any) -> Table:
@@ -177,58 +187,50 @@ def summary_table(scores: Mapping[str, Any], *, n_slides: int) -> Table:
     return table
 
 
-def _head(view: View) -> RenderableType:
-    grid = Table.grid(expand=True, padding=(0, 2))
-    grid.add_column(ratio=1, no_wrap=True)
-    grid.add_column(justify="right", no_wrap=True)
-    rate = f"[bold]{view.events_per_s:,.0f}[/] events/s now · {view.events_per_s_mean:,.0f}/s in all"
-    grid.add_row(f"[bold cyan]{view.phase}[/]", f"{rate} · {view.elapsed_s:.0f} s · {view.memory_bytes / 1e9:.1f} GB")
-    states = Text(overflow="ellipsis", no_wrap=True)
+def _head(view: View, width: int) -> list[Text]:
+    rate = f"{view.events_per_s:,.0f} events/s now · {view.events_per_s_mean:,.0f}/s in all"
+    right = f"{rate} · {view.elapsed_s:.0f} s · {view.memory_bytes / 1e9:.1f} GB"
+    gap = max(2, width - 4 - len(view.phase) - len(right))
+    roles = Text()
     for role in view.roles:
-        states.append("  " if states else "").append(f"{role.name} ")
-        states.append(role.state, style=STATE_STYLES.get(role.state, "yellow"))
+        roles.append("  " if roles else "").append(f"{role.name} ")
+        roles.append(role.state, style=STATE_STYLES.get(role.state, "yellow"))
         if role.deaths:
-            states.append(f" (died {role.deaths}×)", style="yellow")
-    return Group(grid, states, Text())
+            roles.append(f" (died {role.deaths}×)", style="yellow")
+    return [Text(view.phase, style="bold cyan").append(" " * gap + right, style="not bold default"), roles, Text()]
 
 
-def _ledger(counts: Counts) -> RenderableType:
-    lines = [
-        Text("  " + line, style="" if "✓" in line else "bold red", no_wrap=True, overflow="ellipsis")
-        for line in law_lines(counts)
-    ]
-    return Group(Text("ledger: every event is accounted for", style="bold"), *lines, Text())
+def _ledger(counts: Counts) -> list[Text]:
+    laws = [Text("  " + line, style="bold red" if "✗" in line else "") for line in law_lines(counts)]
+    return [Text("ledger: every event is accounted for", style="bold"), *laws, Text()]
 
 
-def _state(view: View) -> RenderableType:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(no_wrap=True, overflow="ellipsis")
-    grid.add_row("event time", f"{_date(view.watermark_s)} (watermark of all partitions)")
-    grid.add_row("priors", f"{view.prior_values:,} values known, as of {_date(view.prior_as_of_s)}")
+def _state(view: View) -> list[Text]:
     ages = f"{_age(view.age_event_s)} old in event time, {_age(view.age_wall_s)} on the clock"
-    grid.add_row("serving", f"{view.serving} · {ages}" if view.serving else "no model yet")
-    return Group(grid, Text())
+    rows = {
+        "event time": f"{_date(view.watermark_s)} (watermark of all partitions)",
+        "priors": f"{view.prior_values:,} values known, as of {_date(view.prior_as_of_s)}",
+        "serving": f"{view.serving} · {ages}" if view.serving else "no model yet",
+    }
+    return [*(Text(f"{name:<12}", style="bold").append(text, style="not bold") for name, text in rows.items()), Text()]
 
 
-def _slides(slides: Sequence[SlideRow], n_shown: int) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), pad_edge=False)
-    table.add_column("slide", justify="right", no_wrap=True)
-    table.add_column("until", no_wrap=True)
-    table.add_column("rows", justify="right", no_wrap=True)
-    for name in ("AUC champ.", "latest", "log loss champ.", "latest", "calib. champ.", "latest"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("gate", no_wrap=True)
-    table.add_column("because", ratio=1, no_wrap=True, overflow="ellipsis")
-    for slide in slides[-n_shown:]:
-        judged = [
-            _figure(model[key]) for key in ("auc", "logloss", "calibration") for model in (slide.champion, slide.latest)
-        ]
-        gate = Text(slide.decision, style=DECISION_STYLES.get(slide.decision, ""))
-        table.add_row(str(slide.slide), _date(slide.end_s), f"{slide.rows:,}", *judged, gate, slide.reason)
-    for _ in range(n_shown - len(slides)):
-        table.add_row()  # the panel keeps its height
-    return table
+def _slide_heads(*, has_dates: bool) -> list[Text]:
+    dates, space = (f"{'until (UTC)':<18}", " " * 18) if has_dates else ("", "")
+    pairs = f"{'champion':>9}{'latest':>8}" * 3
+    above = f"{'':<9}{space}{'':>9}{'AUC':>17}{'log loss':>17}{'calibration':>17}"
+    below = f"{'slide':>7}  {dates}{'rows':>9}{pairs}  {'gate':<9}because"
+    return [Text(above, style="bold"), Text(below, style="bold underline")]
+
+
+def _slide(slide: SlideRow, *, has_dates: bool) -> Text:
+    date = f"{_date(slide.end_s):<18}" if has_dates else ""
+    judged = "".join(
+        f"{_figure(slide.champion[key]):>9}{_figure(slide.latest[key]):>8}" for key in ("auc", "logloss", "calibration")
+    )
+    line = Text(f"{slide.slide:>7}  {date}{slide.rows:>9,}{judged}  ")
+    line.append(f"{slide.decision:<9}", style=DECISION_STYLES.get(slide.decision, ""))
+    return line.append(slide.reason, style="dim")
 
 
 def _values(values: Mapping[str, Any], ad_id: str) -> str:

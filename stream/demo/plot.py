@@ -60,18 +60,17 @@ def draw(path: Path, *, title: str, lines: Sequence[Line], frozen_slide: int | N
         axes.spines[["top", "right"]].set_visible(False)
     if frozen_slide is not None:
         upper.annotate(
-            "from here on one model\nlearns nothing more",
-            xy=(frozen_slide + 0.5, 0.04),
+            "from here on one model learns nothing more →",
+            xy=(frozen_slide + 0.5, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(-6, 0),
+            xytext=(0, 3),
             textcoords="offset points",
-            ha="right",
             fontsize=9,
             color="#333333",
         )
     lower.xaxis.get_major_locator().set_params(integer=True)
     lower.set_xlabel("slide (each judged before it was learnt)")
-    upper.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    upper.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22)
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=len(lines), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)

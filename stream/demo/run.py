@@ -170,7 +170,7 @@ class DemoRun:
         self.seen.replayed = msgspec.json.decode(report.read_bytes())
 
     async def _learn_rest(self) -> None:
-        """Wait until the ledger has passed the last tick and the trainer has announced the last slide that can close."""
+        """Wait until the ledger has passed the last tick and the trainer has learnt the last slide that can close."""
         self._phase = "all is sent; learning what is left"
         end_s = self.seen.replayed["event_time_s"] - self._settings.ledger.disorder_s  # the last event is a tick
         while (self._watcher.watermark_s or 0.0) < self._slides.start_s(self._slides.index(end_s)):

@@ -6,6 +6,7 @@ Owns how often something is drawn or printed. Must not know what is shown.
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ class _LivePanel:
         now_s = time.monotonic()
         if view.phase != self._phase or now_s - self._drawn_s >= FRAME_S:
             self._drawn_s, self._phase = now_s, view.phase
-            self._live.update(render(view, height=self._live.console.height - 1), refresh=True)
+            size = self._live.console.size
+            self._live.update(render(view, width=size.width, height=size.height - 1), refresh=True)
 
 
 class _Lines:
@@ -76,8 +78,7 @@ class _Lines:
 def save_panel(view: View, path: Path) -> None:
     """Write the panel as an SVG picture; it names no font on the network."""
     console = Console(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(render(view, height=FIXED_LINES + PICTURE_SLIDES))
-    lines = CONSOLE_SVG_FORMAT.splitlines()
-    style = "\n".join(line for line in lines if not line.strip().startswith(("src:", "url(")))
+    console.print(render(view, width=PICTURE_COLUMNS, height=FIXED_LINES + PICTURE_SLIDES))
+    without_fonts = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(console.export_svg(title="freshrank demo", code_format=style), encoding="utf-8")
+    path.write_text(console.export_svg(title="freshrank demo", code_format=without_fonts), encoding="utf-8")

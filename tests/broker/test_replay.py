@@ -32,11 +32,11 @@ FIELDS = [
 
 @pytest.fixture
 def settings(tmp_path: Path, broker: BrokerInfo, topic_prefix: str) -> Settings:
-    """A deployment with its topics and a log of a quarter of an hour."""
-    pl.concat(simulate(5, 400)).write_parquet(tmp_path / "log.parquet")
+    """A deployment with its topics and a log of some hours: several batches for each partition."""
+    pl.concat(simulate(5, 4000)).write_parquet(tmp_path / "log.parquet")
     create_topics(broker.bootstrap_servers, prefix=topic_prefix, partitions=PARTITIONS, security={})
     return parse_settings(
-        {"name": topic_prefix, "log": LOG, "fields": FIELDS, "window": {"slide_s": 120.0}}
+        {"name": topic_prefix, "log": LOG, "fields": FIELDS, "window": {"slide_s": 600.0}}
         | {"kafka": {"partitions": PARTITIONS}}
     )
 
@@ -63,7 +63,7 @@ async def test_every_event_reaches_its_partition_once_and_in_order(
     sent = [await events_of(settings, kafka_options, partition) for partition in range(PARTITIONS)]
     assert sent == [expected(settings, tmp_path, partition) for partition in range(PARTITIONS)]
     assert counts.records == sum(map(len, sent))
-    assert counts.impressions == counts.rows.used == 400
+    assert counts.impressions == counts.rows.used == 4000
     assert counts.ticks > 3
     assert told[-1] is counts
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -85,9 +84,8 @@ async def serving(settings: Settings, broker: BrokerInfo) -> AsyncIterator[httpx
         await asyncio.wait([said, running], return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             await running
-        async with httpx.AsyncClient(
-            base_url=said.result().removeprefix("freshrank serves on "), timeout=20.0
-        ) as client:
+        url = said.result().removeprefix("freshrank serves on ")
+        async with httpx.AsyncClient(base_url=url, timeout=20.0, trust_env=False) as client:
             yield client
     finally:
         running.cancel()
@@ -125,7 +123,7 @@ async def test_from_an_announced_snapshot_to_logged_events_to_the_next_snapshot(
         ad = {"v": 1, "ad_id": f"ad{i}", "values": {"tags": [f"t{i}"]}, "bid_micros": 1, "active": True}
         await send(kafka_options, f"{prefix}.catalog", f"ad{i}", json.dumps(ad).encode())
     async with serving(settings, broker) as client:
-        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/readyz")).json()["snapshot"] is None
         await send(kafka_options, f"{prefix}.snapshots", "other", announcement(1).replace(b'"ctr"', b'"other"'))
         await send(kafka_options, f"{prefix}.snapshots", "ctr", announcement(0))
         await eventually(lambda: is_ready(client))
@@ -159,9 +157,11 @@ async def test_from_an_announced_snapshot_to_logged_events_to_the_next_snapshot(
         await send(kafka_options, f"{prefix}.snapshots", "ctr", announcement(1))
 
         async def has_swapped() -> bool:
-            return (await client.post("/v1/rank", json=BODY)).json()["snapshot"] == two_snapshots()[1].version
+            return (await client.get("/readyz")).json()["snapshot"] == two_snapshots()[1].version
 
         await eventually(has_swapped)
+        answer = (await client.post("/v1/rank", json=BODY)).json()
+        assert answer["snapshot"] == two_snapshots()[1].version
 
 
 async def test_records_that_are_none_are_left_out_and_counted(
@@ -230,28 +230,27 @@ async def test_while_the_broker_is_down_it_says_503_and_comes_back_by_itself(
         embedded.stop(tmp_path / "broker")
 
 
-def test_the_command_prints_its_address_and_ends_with_the_signal(
-    settings: Settings, broker: BrokerInfo, tmp_path: Path
+async def test_it_prints_its_address_and_ends_with_the_signal(
+    settings: Settings, broker: BrokerInfo, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "test.toml"
-    config.write_text(
-        f"""
-        name = "test"
-        fields = [{{ name = "ad", side = "item" }}]
-        [kafka]
-        prefix = "{settings.prefix}"
-        partitions = {PARTITIONS}
-        bootstrap_servers = "{broker.bootstrap_servers}"
-        """
-    )
-    command = [sys.executable, "-c", "from stream.cli import main; main()", "serve", str(config), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))  # if it were not taken: no end
     try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip().removeprefix("freshrank serves on ")
-        assert httpx.get(f"{address}/healthz").json() == {"status": "ok"}
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10.0) == 0
+        running = asyncio.create_task(serve(settings, broker.bootstrap_servers, port=0))
+        printed = ""
+
+        async def has_printed() -> bool:
+            nonlocal printed
+            printed += capsys.readouterr().out
+            return printed.endswith("\n")
+
+        await eventually(has_printed)
+        address = printed.strip().removeprefix("freshrank serves on ")
+        async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
+            assert (await client.get("/healthz")).json() == {"status": "ok"}
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(10.0):
+            await running
+        assert signals == []
     finally:
-        process.kill()
-        process.communicate()
+        signal.signal(signal.SIGTERM, before)

@@ -57,7 +57,7 @@ def test_the_network_and_the_embedding_obey_their_own_learning_rate() -> None:
     assert not torch.equal(still["embedding.rows"], SNAPSHOT.tensors["embedding.rows"])
 
 
-def test_adam_does_what_torch_does() -> None:
+def test_the_first_step_of_a_weight_has_the_size_of_the_learning_rate_whatever_its_gradient() -> None:
     inputs = inputs_of(SNAPSHOT, slice(0, 50))
     clicks = torch.from_numpy(ROWS["click"].to_numpy()[:50].astype(np.float64))
     tensors = {name: tensor for name, tensor in SNAPSHOT.tensors.items() if not name.startswith("adam.")}
@@ -73,8 +73,8 @@ def test_adam_does_what_torch_does() -> None:
         seed=0,
         slide=0,
     )
-    moved = torch.cat([p.flatten() for p in network.parameters()])
-    before = torch.cat([p.flatten() for p in SNAPSHOT.build().parameters()])
+    moved = torch.cat([p.detach().flatten() for p in network.parameters()])
+    before = torch.cat([p.detach().flatten() for p in SNAPSHOT.build().parameters()])
     gradient = after["adam.mean"] / 0.1
     np.testing.assert_allclose(moved - before, -0.01 * gradient / (gradient.abs() + 1e-8), atol=1e-5)
 

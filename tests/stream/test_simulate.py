@@ -26,6 +26,7 @@ def log() -> pl.DataFrame:
 def test_the_same_seed_gives_the_same_rows_and_another_one_others(log: pl.DataFrame) -> None:
     assert world_of().equals(log)
     assert not world_of(seed=4)["ad_id"].equals(log["ad_id"])
+    assert not np.array_equal(World(3, "none", 1.0).tastes, World(4, "none", 1.0).tastes)
 
 
 @pytest.mark.parametrize("rows_max", [777, 10_000])

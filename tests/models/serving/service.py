@@ -22,6 +22,7 @@ from models.serving.catalog import Catalog
 from models.serving.pipeline import Pipeline
 from models.serving.rank import Scorer
 from models.serving.refresh import Refresher
+from models.serving.schema import Readiness
 from models.swap import Holder
 from tests.fakes import EventLog
 from tests.models.serving.trained import FIELDS, PLAN, two_snapshots
@@ -79,12 +80,17 @@ class Service:
             self.pipeline,
             self.log.publish,
             self.metrics,
-            missing=lambda: [] if self.holder.current else ["snapshot"],
+            readiness=self.readiness,
             now_s=lambda: NOW_S,
             body_bytes_max=20_000,
             events_max=10,
             ahead_max_s=60.0,
         )
+
+    def readiness(self) -> Readiness:
+        scorer = self.holder.current
+        missing = [] if scorer else ["snapshot"]
+        return Readiness(ready=not missing, missing=missing, snapshot=scorer.version if scorer else None)
 
     def metric(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0

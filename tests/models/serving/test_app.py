@@ -139,12 +139,13 @@ async def test_before_a_snapshot_it_lives_but_is_not_ready(tmp_path: Path) -> No
     async with service.client() as client:
         assert (await client.get("/healthz")).status_code == 200
         answer = await client.get("/readyz")
-        assert (answer.status_code, answer.json()) == (503, {"ready": False, "missing": ["snapshot"]})
+        assert (answer.status_code, answer.json()) == (503, {"ready": False, "missing": ["snapshot"], "snapshot": None})
         ranked = await client.post("/v1/rank", json=BODY)
         assert (ranked.status_code, ranked.json()["error"]["what"]) == (503, "snapshot")
         service.holder.swap(Scorer.from_snapshot(two_snapshots()[0]))
         answer = await client.get("/readyz")
-        assert (answer.status_code, answer.json()) == (200, {"ready": True, "missing": []})
+        assert answer.status_code == 200
+        assert answer.json() == {"ready": True, "missing": [], "snapshot": two_snapshots()[0].version}
 
 
 async def test_metrics_count_answers_by_route_and_status(client: httpx.AsyncClient) -> None:
@@ -213,7 +214,10 @@ async def test_swaps_under_load_give_no_failed_and_no_mixed_answer(service: Serv
             assert answer.status_code == 200, answer.text
             answers.append(answer.json())
 
-    async with listening(service.app) as (host, port), httpx.AsyncClient(base_url=f"http://{host}:{port}") as client:
+    async with (
+        listening(service.app) as (host, port),
+        httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False) as client,
+    ):
         asking = [asyncio.create_task(ask(client)) for _ in range(4)]
         try:
             for turn in range(20):

@@ -1,0 +1,236 @@
+import dataclasses
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from models.snapshot import Snapshot, from_arrays, to_arrays
+from models.update import Learner, UpdateReport, initial_snapshot
+from models.window import Slide
+from tests.frames import WAIT_S, frame, plan
+from tests.models.learnt import SLIDE_S, learnt, slide
+
+
+def copy(snapshot: Snapshot) -> Snapshot:
+    """The snapshot as it comes back from a disk: the same arrays, no cached values."""
+    rest = {f.name: getattr(snapshot, f.name) for f in dataclasses.fields(Snapshot)}
+    arrays = ("tensors", "vocabulary", "base", "recent", "evidence", "end_s", "origin_s")
+    return from_arrays(to_arrays(snapshot), {name: value for name, value in rest.items() if name not in arrays})
+
+
+def test_it_learns_which_ads_users_like() -> None:
+    _, reports = learnt(6)
+    first, *_, last = reports
+    assert first.latest.auc == pytest.approx(0.5, abs=0.05)  # has seen nothing
+    assert last.latest.auc is not None
+    assert last.latest.logloss is not None
+    assert last.latest.auc > 0.75
+    assert last.latest.logloss < 0.6
+    assert last.latest.calibration == pytest.approx(1.0, abs=0.15)
+
+
+def test_the_network_finds_what_counts_of_single_values_cannot_say() -> None:
+    """Users and ads without bias, whose pairs decide: only the pairs' cross or an interaction can tell."""
+    rng = np.random.default_rng(0)
+    likes = rng.integers(0, 2, (12, 12))
+
+    def rows(index: int) -> Slide:
+        user, ad = rng.integers(0, 12, 3000), rng.integers(0, 12, 3000)
+        click = rng.random(3000) < np.where(likes[user, ad] == 1, 0.9, 0.1)
+        time_s = np.sort(rng.uniform(0.0, SLIDE_S, 3000)) + index * SLIDE_S - WAIT_S
+        ids = {"user_id": [f"u{u}" for u in user], "ad_id": [f"a{a}" for a in ad]}
+        return Slide(index, index * SLIDE_S, (index + 1) * SLIDE_S, frame(time_s=time_s, click=click, **ids))
+
+    without_cross = plan().fields[:2]
+    learner = Learner(plan(fields=without_cross, hidden=(32, 16), dim=8, learning_rate=0.01))
+    reports = [learner.learn(rows(index)) for index in range(1, 10)]
+    assert reports[-1].latest.auc is not None
+    assert reports[-1].latest.auc > 0.8
+
+
+def test_learning_again_from_the_start_gives_the_same_bits() -> None:
+    learner = Learner(plan())
+    again = tuple(learner.learn(slide(index)) for index in range(1, 4))
+    assert again == learnt()[1]
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_learner_resumed_from_its_snapshots_goes_on_with_the_same_bits(stop: int) -> None:
+    changes = {"warmup_s": 2 * SLIDE_S, "clicks_min": 1}
+    whole, stopped = Learner(plan(**changes)), Learner(plan(**changes))
+    wanted = [whole.learn(slide(index)) for index in range(1, 5)]
+    got = [stopped.learn(slide(index)) for index in range(1, stop + 1)]
+    resumed = Learner.resume(plan(**changes), copy(stopped.latest), copy(stopped.champion))
+    got += [resumed.learn(slide(index)) for index in range(stop + 1, 5)]
+    assert got == wanted
+    assert resumed.latest.digest == whole.latest.digest
+
+
+def test_the_order_in_which_a_slide_came_together_changes_nothing() -> None:
+    rows = slide(1)
+    moved = dataclasses.replace(rows, frame=rows.frame.with_columns(source_partition=pl.lit(3, pl.Int32)))
+    one, other = Learner(plan()), Learner(plan())
+    one.learn(rows)
+    other.learn(moved)
+    assert one.latest.digest == other.latest.digest
+
+
+def test_a_slide_is_scored_before_it_is_learnt() -> None:
+    learner = Learner(plan())
+    rows = slide(1)
+    report = learner.learn(rows)
+    flipped = dataclasses.replace(rows, frame=rows.frame.with_columns(click=(1 - pl.col("click")).cast(pl.Int8)))
+    before = learner.scores["latest"]
+    other = Learner(plan())
+    other.learn(flipped)
+    settled = rows.frame["settled_s"].to_numpy()
+    unaware = rows.frame["time_s"].to_numpy() < settled[0]  # shown before any label was known
+    assert unaware.sum() > 1
+    np.testing.assert_array_equal(before[unaware], other.scores["latest"][unaware])
+    assert report.rows == len(rows.frame) == len(before)
+
+
+def test_during_the_warm_up_every_model_is_promoted_and_then_evidence_decides() -> None:
+    learner = Learner(plan(warmup_s=2 * SLIDE_S, buckets=64))
+    reports = [learner.learn(slide(index)) for index in range(1, 7)]
+    decisions = [report.decision for report in reports]
+    assert decisions[:2] == ["warmup", "warmup"]
+    assert set(decisions[2:]) <= {"hold", "promote"}
+    assert "promote" in decisions
+    assert [report.evidence.pieces for report in reports[:2]] == [0, 0]
+    latest_before = [initial_snapshot(plan()).version, *(report.latest_version for report in reports)]
+    champion = latest_before[0]
+    for report, before in zip(reports, latest_before, strict=False):
+        champion = champion if report.decision == "hold" else before
+        assert report.champion_version == champion
+
+
+def test_slides_learnt_since_the_champion_are_remembered() -> None:
+    learner = Learner(plan(clicks_min=10**6))  # never enough evidence
+    for index in range(1, 4):
+        learner.learn(slide(index))
+    assert learner.latest.learnt == (1, 2, 3)
+    assert learner.champion.slide is None
+
+
+def test_a_harmful_lineage_is_rejected_and_starts_again_from_the_champion() -> None:
+    learner = Learner(plan(warmup_s=2 * SLIDE_S, buckets=64))
+    for index in range(1, 4):
+        learner.learn(slide(index))
+    broken = learner.latest.tensors["network.direct.weight"] * 0.0 - 2.0
+    learner.latest = dataclasses.replace(
+        learner.latest, tensors={**learner.latest.tensors, "network.direct.weight": broken}
+    )
+    reports: list[UpdateReport] = []
+    while not reports or reports[-1].decision != "reject":
+        champion = learner.champion
+        reports.append(learner.learn(slide(4 + len(reports))))
+        assert len(reports) < 12
+    rejected = reports[-1]
+    assert rejected.lost == tuple(range(2, rejected.slide))
+    assert learner.champion is champion
+    assert learner.latest.parent == champion.version
+    assert learner.latest.learnt == (rejected.slide,)
+    assert rejected.latest.logloss is not None
+    after = learner.learn(slide(rejected.slide + 1))
+    assert after.latest.logloss is not None
+    assert after.latest.logloss < rejected.latest.logloss
+    assert after.evidence.pieces <= 64  # evidence began anew
+
+
+def test_a_static_model_learns_the_warm_up_alone_while_counts_go_on() -> None:
+    learner = Learner(plan(strategy="static", warmup_s=2 * SLIDE_S))
+    for index in range(1, 3):
+        learner.learn(slide(index))
+    warm = learner.latest
+    report = learner.learn(slide(3))
+    assert learner.latest.tensors is warm.tensors
+    assert learner.latest.vocabulary is warm.vocabulary
+    assert learner.latest.priors.root_n[1] > warm.priors.root_n[1]
+    assert report.latest_version != warm.version
+
+
+def test_values_are_forgotten_with_their_evidence() -> None:
+    learner = Learner(plan(half_lives_s=(600.0, 2000.0)))
+    learner.learn(slide(1))
+    known = len(learner.latest.vocabulary)
+    gone = Slide(9, 9 * SLIDE_S, 9 * SLIDE_S + 100.0, frame(time_s=[9 * SLIDE_S] * 5, request_id=list("abcde")))
+    report = learner.learn(gone)
+    assert report.values == 4  # the user, the ad, the price and the cross that came five times
+    assert known > 20
+
+
+@pytest.mark.parametrize("click", [0, 1])
+def test_a_slide_of_one_class_is_learnt_without_a_decision(click: int) -> None:
+    learner = Learner(plan())
+    rows = slide(1)
+    for index in (1, 2):
+        same = rows.frame.with_columns(
+            click=pl.lit(click, pl.Int8),
+            time_s=pl.col("time_s") + index * SLIDE_S,
+            settled_s=pl.col("settled_s") + index * SLIDE_S,
+        )
+        report = learner.learn(Slide(index + 1, (index + 1) * SLIDE_S, (index + 2) * SLIDE_S, same))
+    assert report.latest.auc is None
+    assert report.latest.logloss is not None
+    assert report.latest.logloss < 0.2
+    assert report.decision == ("hold" if click == 0 else report.decision)
+
+
+def test_an_empty_slide_and_a_slide_of_one_row_are_no_error() -> None:
+    learner = Learner(plan())
+    empty = learner.learn(Slide(0, 0.0, SLIDE_S, frame(time_s=[])))
+    assert (empty.rows, empty.latest.logloss, empty.decision) == (0, None, "hold")
+    one = learner.learn(Slide(1, SLIDE_S, 2 * SLIDE_S, frame(time_s=[SLIDE_S + 5.0], click=[1])))
+    assert (one.rows, one.clicks, one.decision) == (1, 1, "hold")
+    after = learner.learn(slide(2))
+    assert after.latest.logloss is not None
+    empty = learner.learn(Slide(3, 3 * SLIDE_S, 4 * SLIDE_S, frame(time_s=[])))
+    assert learner.latest.learnt == (1, 2)
+    assert math.isfinite(learner.latest.priors.as_of_s)
+
+
+def test_odd_numbers_and_missing_values_are_learnt_like_any_other() -> None:
+    rows = slide(1).frame
+    odd = np.resize([np.nan, np.inf, -np.inf, 1e300, 0.0], len(rows))
+    rows = rows.with_columns(
+        pl.Series("field.price", odd),
+        pl.lit(None, pl.String).alias("field.user_id"),
+        pl.lit(None, pl.List(pl.String)).alias("field.tags"),
+    )
+    learner = Learner(plan())
+    learner.learn(Slide(1, SLIDE_S, 2 * SLIDE_S, rows))
+    assert all(np.isfinite(array).all() for array in to_arrays(learner.latest).values())
+
+
+def test_a_slide_of_values_that_nobody_has_seen_is_scored_near_the_overall_rate() -> None:
+    learner = Learner.resume(plan(), learnt()[0].latest, learnt()[0].champion)
+    rows = slide(4)
+    new = rows.frame.with_columns(
+        (pl.col(f"field.{name}") + "-new").alias(f"field.{name}") for name in ("user_id", "ad_id")
+    )
+    report = learner.learn(dataclasses.replace(rows, frame=new))
+    assert report.latest.calibration == pytest.approx(1.0, abs=0.25)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"family": "other"},
+        {"fields": plan().fields[:2]},
+        {"levels": ("ad_id", "tags")},
+        {"dim": 8},
+        {"hidden": (4,)},
+        {"half_lives_s": (600.0, 1000.0)},
+    ],
+)
+def test_snapshots_of_another_plan_are_refused_by_name(changes: dict[str, object]) -> None:
+    learner = learnt()[0]
+    with pytest.raises(ValueError, match=f"snapshot {learner.latest.version} must have .*{next(iter(changes))}"):
+        Learner.resume(plan(**changes), learner.latest, learner.champion)
+
+
+def test_a_plan_without_a_look_back_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"lookback_s must be > 0, got 0\.0"):
+        plan(lookback_s=0.0)
