@@ -88,7 +88,7 @@ class WindowSettings(_Section, frozen=True):
 
     Attributes:
         slide_s: Length of a slide in event time; 0 when `edges` are given.
-        window_s: The newest event time that an update may train on; 0 means the newest slide alone.
+        window_s: How far back rows may be learnt again; 0 means one slide. Each row is learnt once so far: a bound only.
         warmup_s: Event time before the first gate decision; until then every model is promoted.
         edges: Event times that end slides of unequal length; the last slide is open.
     """

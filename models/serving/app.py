@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -49,7 +48,7 @@ def make_app(
     body_bytes_max: int,
     events_max: int,
     ahead_max_s: float,
-) -> Starlette:
+) -> ASGIApp:
     """Return the service as an ASGI application.
 
     Args:
@@ -80,7 +79,7 @@ def make_app(
         content, media_type = expose(metrics.registry)
         return Response(content, media_type=media_type)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/rank", rank, methods=["POST"]),
             Route("/v1/events", events, methods=["POST"]),
@@ -88,7 +87,6 @@ def make_app(
             Route("/readyz", readyz),
             Route("/metrics", exported),
         ],
-        middleware=[Middleware(_CountAnswers, metrics=metrics)],
         exception_handlers={
             Rejected: _rejected,
             Unavailable: _unavailable,
@@ -97,10 +95,11 @@ def make_app(
             Exception: _failed,
         },
     )
+    return _CountAnswers(app, metrics)
 
 
 class _CountAnswers:
-    """Counts each answer by route and status."""
+    """Counts each answer by route and status; outermost, so that it sees those after a mistake of ours too."""
 
     def __init__(self, app: ASGIApp, metrics: ServeMetrics) -> None:
         self._app = app

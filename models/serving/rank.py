@@ -19,9 +19,9 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from features.encode import encode, slot_fields
+from features.encode import Keys, encode, slot_fields
 from features.fields import Field, Kind, raw_fields
-from features.priors import PriorTable, SettledRows, advance, lookup, set_counts
+from features.priors import Counts, PriorTable, SettledRows, advance, codes, lookup, set_counts
 from models.batch import Predictor
 from models.serving.schema import Ad, Clean
 from models.snapshot import Snapshot
@@ -113,8 +113,7 @@ class Scorer:
         if frame.is_empty():
             return np.zeros(0, np.float32)
         keys = encode(frame, self._snapshot.fields)  # (K, S)
-        counts = lookup(self.table, keys, max(time_s, self.table.as_of_s))
-        return self._predictor(keys, counts)
+        return self._predictor(keys, _lookup(self.table, keys, max(time_s, self.table.as_of_s)))
 
 
 def add_update(live: PriorTable, update: CountUpdate) -> PriorTable:
@@ -155,6 +154,20 @@ def best_first(scores: Scores, top: int) -> npt.NDArray[np.int64]:
     """Return the indices of the `top` highest scores, highest first; ties in the order given."""
     order: npt.NDArray[np.int64] = np.argsort(-scores, kind="stable")
     return order[:top]
+
+
+def _lookup(table: PriorTable, keys: Keys, at_s: float) -> Counts:
+    """Return `lookup` of rows at one moment, each distinct key looked up once: candidates share most of theirs."""
+    distinct, place = codes(keys.ravel())
+    found = lookup(table, distinct[:, None], at_s)
+    shape = (*keys.shape, len(table.half_lives_s))
+    root = (len(keys), shape[2])
+    return Counts(
+        n=found.n[:, 0].take(place, axis=0).reshape(shape),
+        c=found.c[:, 0].take(place, axis=0).reshape(shape),
+        root_n=np.broadcast_to(found.root_n[0], root),
+        root_c=np.broadcast_to(found.root_c[0], root),
+    )
 
 
 def _column(field: Field, values: list[Clean]) -> pl.Series:

@@ -138,17 +138,11 @@ def law_lines(counts: Counts) -> list[str]:
     return [f"{'✗' if broken[name] else '✓'} {broken[name]}  {name:<11}  {law}" for name, law in sides.items()]
 
 
-def answer_table(answer: Any) -> Table:
+def answer_table(answer: Any) -> RenderableType:
     """Return an answer of the ranking service: its first places, and that of the ad that was clicked next."""
     user = ", ".join(f"{name} {value}" for name, value in answer.user_values.items())
-    table = Table(
-        title=f"{user}  ·  {len(answer.ranked)} candidates ranked in {answer.latency_s * 1000:.0f} ms"
-        f"  ·  {answer.snapshot}",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        expand=False,
-    )
+    how = f"{len(answer.ranked)} candidates ranked in {answer.latency_s * 1000:.0f} ms by {answer.snapshot}"
+    table = Table(box=box.SIMPLE_HEAD)
     for name in ("place", "ad", "pCTR", "known values", ""):
         justify: Literal["left", "right"] = "right" if name in ("place", "pCTR") else "left"
         table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=True)
@@ -160,10 +154,10 @@ def answer_table(answer: Any) -> Table:
             style = "bold green" if row.is_clicked else ""
             cells = (str(row.place), row.ad_id, f"{row.pctr:.3f}", _values(row.values, row.ad_id), mark)
             table.add_row(*cells, style=style)
-    return table
+    return Group(Text(f"{user}  ·  {how}", style="bold"), table)
 
 
-def summary_table(scores: Mapping[str, Any], *, n_slides: int) -> Table:
+def summary_table(scores: Mapping[str, Any], *, n_slides: int) -> RenderableType:
     """Return the models side by side.
 
     Args:
@@ -171,12 +165,8 @@ def summary_table(scores: Mapping[str, Any], *, n_slides: int) -> Table:
         n_slides: How many slides they were judged on.
     """
     first = next(iter(scores.values()))
-    table = Table(
-        title=f"What learning on was worth: {first.rows:,} impressions of the {n_slides} slides after the warm-up",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-    )
+    title = f"What learning on was worth: {first.rows:,} impressions of the {n_slides} slides after the warm-up"
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)
     for name in ("log loss", "", "AUC", "", "calibration"):
         table.add_column(name, justify="right")
@@ -184,7 +174,7 @@ def summary_table(scores: Mapping[str, Any], *, n_slides: int) -> Table:
         loss = _change(score.logloss, first.logloss) if score is not first else ""
         auc = _difference(score.auc, first.auc) if score is not first else ""
         table.add_row(name, _figure(score.logloss), loss, _figure(score.auc), auc, _figure(score.calibration))
-    return table
+    return Group(Text(title, style="bold"), table)
 
 
 def _head(view: View, width: int) -> list[Text]:

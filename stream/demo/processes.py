@@ -120,6 +120,7 @@ class Children:
                     child.guard, child.pid, child.log_start = self._spawn(child.command, child.log_path)
                     child.died_s = 0.0
             elif not child.has_ended and child.guard.poll() is not None:
+                _let_go(child.guard)
                 if not child.is_service:
                     child.has_ended = True
                     continue
@@ -181,9 +182,7 @@ class Children:
         chosen = [self._children[name] for name in names or list(self._children)]
         for child in chosen:
             child.has_ended = True
-            assert child.guard.stdin is not None
-            with contextlib.suppress(OSError):
-                child.guard.stdin.close()  # the guard takes it for our end
+            _let_go(child.guard)
         deadline_s = time.monotonic() + STOP_S_MAX
         for child in chosen:
             try:
@@ -207,6 +206,7 @@ class Children:
         with guard.stdout:
             pid = int(guard.stdout.readline() or 0)
         if not pid:
+            _let_go(guard)
             guard.wait()
             raise ChildFailed(f"{command[0]} must be a program that runs, got: {_tail(log_path)[-300:]}")
         return guard, pid, log_start
@@ -214,6 +214,13 @@ class Children:
     def _last_line(self, child: _Child) -> str:
         lines = [line.strip() for line in _tail(child.log_path).splitlines() if line.strip()]
         return lines[-1][:200] if lines else "it said nothing"
+
+
+def _let_go(guard: subprocess.Popen[bytes]) -> None:
+    """Close the pipe to a guard, which takes it for our end."""
+    assert guard.stdin is not None
+    with contextlib.suppress(OSError):
+        guard.stdin.close()
 
 
 def _add(usage: Usage, found: Mapping[int, tuple[str, int, float]], measure: str) -> Usage:

@@ -95,15 +95,18 @@ def deploy(
     data_dir: Path | None = None,
     rows: int = 0,
     slide_s: float = 0.0,
+    kafka: str = "",
+    ledger: str = "",
 ) -> Deployment:
     """Return a deployment with its topics and its log, nothing running yet.
 
-    Without `data_dir` its log is `rows` rows of the simulated world; with `slide_s` its slides are that long.
+    Without `data_dir` its log is `rows` rows of the simulated world; with `slide_s` its slides are that long; `kafka`
+    and `ledger` are further lines of those sections.
     """
-    if data_dir is None:
+    if data_dir is None and rows:
         write_simulated(directory / "simulated" / "impressions.parquet", seed=3, rows=rows)
     text = config.read_text()
-    for name in ("kafka", "registry", *(["window"] if slide_s else [])):
+    for name in ("kafka", "registry", *(["window"] if slide_s else []), *(["ledger"] if ledger else [])):
         text = without_section(text, name)
     if slide_s:
         text += f"\n[window]\nslide_s = {slide_s}\nwarmup_s = {2 * slide_s}\n"
@@ -114,6 +117,9 @@ def deploy(
 bootstrap_servers = "{bootstrap_servers}"
 prefix = "{prefix}"
 partitions = 3
+{kafka}
+{"[ledger]" if ledger else ""}
+{ledger}
 [registry]
 url = "{directory / "registry"}"
 keep = 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 
 from infra.broker import BrokerInfo
 from stream.blocks import decode_block, encode_block, row_schema
-from stream.events import EventError, decode_event
+from stream.events import Candidate, Click, EventError, Impression, Request, decode_event, encode_event
 from stream.kafka import murmur2_partition
 from stream.wiring import new_ledger, new_slides
 from tests.broker.deployment import Deployment, deploy, until
@@ -108,3 +109,43 @@ async def test_bad_events_become_dead_letters_with_their_rule_and_raw_bytes(
     for header in await deployment.headers():
         assert header is not None
         assert header.counts.violations() == {"impressions": 0, "clicks": 0, "records": 0}
+
+
+async def test_live_clock_settles_silent_partitions_and_refuses_events_from_the_future(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str
+) -> None:
+    deployment = deploy(
+        tmp_path,
+        broker.bootstrap_servers,
+        topic_prefix,
+        kafka='clock = "live"\nmax_delay_s = 1.0\nmax_ahead_s = 30.0',
+        ledger="wait_s = 1.0\ngrace_s = 1.0\ndisorder_s = 0.0\nblock_s = 0.2",
+    )
+    now_s = time.time()
+    partition = murmur2_partition(b"r", 3)
+    ad = Candidate("a", {"ad_id": "a"})
+    events = [
+        Request("r", now_s, [ad]),
+        Impression("r", "a", 0, now_s),
+        Click("r", "a", 0, now_s + 0.5),
+        Click("r", "a", 0, now_s + 1000.0),
+    ]
+    with deployment.role("worker", "ledger"):
+        async with AIOKafkaProducer(**deployment.cluster.options) as producer:
+            for event in events:
+                await producer.send_and_wait(
+                    deployment.cluster.topic("events"), encode_event(event), partition=partition
+                )
+        await until(settled_rows(deployment, partition, 1), 40.0)
+    header = (await deployment.headers())[partition]
+    assert header is not None
+    assert (header.counts.clicked, header.counts.dead_letters) == (1, 1)
+    assert header.watermark_s < now_s + 500.0
+    (letter,) = await deployment.read("dead-letters", partition)
+    assert msgspec.json.decode(letter.value or b"")["rule"] == "future"
+
+
+async def settled_rows(deployment: Deployment, partition: int, n_rows: int) -> AsyncIterator[bool]:
+    while True:
+        header = (await deployment.headers())[partition]
+        yield header is not None and header.counts.clicked + header.counts.expired_negative >= n_rows

@@ -165,6 +165,7 @@ async def test_a_mistake_of_ours_shows_no_stack(service: Service, client: httpx.
     assert answer.status_code == 500
     assert answer.json()["error"]["what"] == "server"
     assert "NoneType" not in answer.text
+    assert service.metric("freshrank_answers_total", route="rank", status="500") == 1.0
 
 
 rank_bodies = st.fixed_dictionaries(
