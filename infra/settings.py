@@ -88,7 +88,7 @@ class WindowSettings(_Section, frozen=True):
 
     Attributes:
         slide_s: Length of a slide in event time; 0 when `edges` are given.
-        window_s: How far back rows may be learnt again; 0 means one slide. Each row is learnt once so far: a bound only.
+        window_s: How far back rows may be learnt again; 0 means one slide. So far each row is learnt once.
         warmup_s: Event time before the first gate decision; until then every model is promoted.
         edges: Event times that end slides of unequal length; the last slide is open.
     """

@@ -57,6 +57,7 @@ from stream.kafka import client_options, create_topics
 from stream.roles import Cluster
 
 _T = TypeVar("_T")
+PLAIN_COLUMNS = 120  # where no terminal says how wide it is
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -92,6 +93,8 @@ def run_demo(
         RuntimeError: If another demo runs, or a part of this one cannot go on.
     """
     console = Console(stderr=json_path == "-")
+    if not console.is_terminal:
+        console.width = max(console.width, PLAIN_COLUMNS)
     home, begun_s = state_dir(), time.monotonic()
 
     def say(line: str) -> None:

@@ -3,8 +3,9 @@
 Owns the scoring of later slides with a frozen snapshot, and the sums over slides. Must not know processes or screens.
 
 The frozen model is what a deployment serves that is trained once: weights, vocabulary and counts stay those of the
-snapshot (counts only decay, as they do in serving). All three models are judged on the same rows of the same slides,
-each before it could have seen them.
+snapshot. (Were its counts to decay on, its log loss would be 0.607 instead of 0.601 on MovieLens-1M, and 0.187 instead
+of 0.189 in the simulated world.) All three models are judged on the same rows of the same slides, each before it could
+have seen them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from infra.settings import Settings
 from stream.feed import BlockFeed
@@ -95,8 +95,6 @@ def _score(slide: Slide, snapshot: Snapshot, predictor: Any) -> Score:
     from models.evaluate import evaluate
 
     keys = encode(slide.frame, snapshot.fields)
-    # A row that was shown before the snapshot was taken sees its counts all the same: they are in its favour.
-    at_s = np.maximum(slide.frame["time_s"].to_numpy(), snapshot.priors.as_of_s)
-    predictions = predictor(keys, lookup(snapshot.priors, keys, at_s))
+    predictions = predictor(keys, lookup(snapshot.priors, keys, snapshot.priors.as_of_s))
     evaluation = evaluate(predictions, slide.frame["click"].to_numpy())
     return Score(evaluation.rows, evaluation.clicks, evaluation.logloss, evaluation.auc, evaluation.calibration)

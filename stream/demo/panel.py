@@ -169,7 +169,7 @@ def summary_table(scores: Mapping[str, Any], *, n_slides: int) -> RenderableType
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)
     for name in ("log loss", "", "AUC", "", "calibration"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name, score in scores.items():
         loss = _change(score.logloss, first.logloss) if score is not first else ""
         auc = _difference(score.auc, first.auc) if score is not first else ""

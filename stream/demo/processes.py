@@ -84,6 +84,7 @@ class Children:
         self._logs_dir = logs_dir
         self._env = {**os.environ, **env, "PYTHONUNBUFFERED": "1"}
         self._children: dict[str, _Child] = {}
+        self._others: dict[int, str] = {}
         self.usage = Usage()
 
     def __enter__(self) -> Self:
@@ -163,8 +164,13 @@ class Children:
         return f"{name} must go on, but {what}; the end of {child.log_path}:{words}"
 
     def measure(self, others: Mapping[int, str]) -> Usage:
-        """Measure this process, named `demo`, and all below it: the children, `others` by pid, and the guards."""
-        names = {child.pid: name for name, child in self._children.items()} | dict(others) | {os.getpid(): "demo"}
+        """Measure this process, named `demo`, and all below it: the children, others by pid, and the guards.
+
+        Args:
+            others: Names of processes that are no children of ours; they are remembered.
+        """
+        self._others |= others
+        names = {child.pid: name for name, child in self._children.items()} | self._others | {os.getpid(): "demo"}
         found: dict[int, tuple[str, int, float]] = {}
         measure = "pss"
         this = psutil.Process()
