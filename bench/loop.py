@@ -33,13 +33,20 @@ def main() -> None:
     parser.add_argument("--json", default="-", help="where the report goes; - is standard output")
     arguments = parser.parse_args()
     runs = [run_demo(arguments.config, arguments.rows) for _ in range(arguments.runs)]
-    speeds = [run["speed"] for run in runs]
+    figures = [{key: run[key] for key in ("seconds", "events_per_s", "memory_bytes_max")} for run in runs]
     report = {
         "name": "loop",
         "log": runs[0]["name"],
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
-        "runs": speeds,
-        "medians": {key: statistics.median(speed[key] for speed in speeds) for key in speeds[0]},
+        "events": runs[0]["events"],
+        "runs": figures,
+        "medians": {key: statistics.median(one[key] for one in figures) for key in figures[0]},
+        "memory_measure": runs[0]["memory_measure"],
+        "stages_s": {key: statistics.median(run["stages"][key] for run in runs) for key in runs[0]["stages"]},
+        # Where the time of the processors goes, by process.
+        "cpu_s": {
+            name: statistics.median(run["processes"][name]["cpu_s"] for run in runs) for name in runs[0]["processes"]
+        },
     }
     text = json.dumps(report, indent=2) + "\n"
     if arguments.json == "-":

@@ -29,6 +29,8 @@ VALUES_MIN = 10  # fewer values of a field tell nothing about how rates differ a
 EVIDENCE_MIN = 2.0  # a value with fewer impressions tells nothing about its rate; chosen by hand
 ROOT_STRENGTH = 100.0  # what a shorter overall rate leans on the longer one with; chosen by hand
 LOGIT_MAX = 12.0  # rates closer to 0 or 1 than exp(-12) are taken as that
+ROOT_INPUT = 1  # the dense input that is the overall rate's logit
+LEVEL_INPUTS = 2  # so many dense inputs come first that set the level alone: 1 and the overall rate; the rest is near 0
 LOG_COUNT_SCALE = 0.2  # brings log1p(n) of up to about a million impressions to the size of the other inputs
 
 
@@ -69,9 +71,9 @@ def dense_inputs(
 ) -> npt.NDArray[np.float32]:
     """Return the dense inputs of rows, (N, P).
 
-    They are 1, the overall rate as a logit per half-life (longest last: see `root_input`), then per field and half-life
-    how far the rate lies from its parent's in logits, then per field and half-life log1p(n), scaled. Several values of
-    a field are averaged.
+    They are 1, the overall rate in the longest memory as a logit, how far it lies from that in each shorter memory, then
+    per field and half-life how far the rate lies from its parent's in logits, then per field and half-life log1p(n),
+    scaled. Several values of a field are averaged.
 
     Args:
         counts: What was known about the rows.
@@ -86,11 +88,6 @@ def dense_inputs(
         part = Counts(counts.n[rows], counts.c[rows], counts.root_n[rows], counts.root_c[rows])
         dense[rows] = _dense_inputs(part, keys[rows], table, fields, levels)
     return dense
-
-
-def root_input(n_half_lives: int) -> int:
-    """Return which dense input is the logit of the overall rate in the longest memory."""
-    return n_half_lives
 
 
 def shares(keys: Keys, fields: Sequence[Field]) -> Floats:
@@ -122,7 +119,7 @@ def _dense_inputs(
     for h in range(longest - 1, -1, -1):
         parent[:, :, h] = rate[:, :, h + 1]
         rate[:, :, h] = _rate(n[:, :, h], c[:, :, h], parent[:, :, h], strength[:, h])
-    columns = [np.ones((len(keys), 1)), root]
+    columns = [np.ones((len(keys), 1)), root[:, longest:], root[:, :longest] - root[:, 1:]]
     columns += [_pool(values * share[:, :, None], fields) for values in (rate - parent, np.log1p(n) * LOG_COUNT_SCALE)]
     return np.concatenate(columns, axis=1)
 

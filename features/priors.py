@@ -213,11 +213,11 @@ def decay(elapsed_s: Floats, half_lives_s: Floats) -> Floats:
 
 
 def find(ascending: Keys, keys: Keys) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """Return where each key stands and whether it is there at all; 0 is never there."""
+    """Return where each key stands and whether it is there at all; the absent key 0 never is."""
     if not len(ascending):
         return np.zeros(keys.shape, np.int64), np.zeros(keys.shape, bool)
     at = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
-    return at, (ascending[at] == keys) & (keys != 0)
+    return at, ascending[at] == keys
 
 
 def codes(keys: Keys) -> tuple[Keys, Ints]:

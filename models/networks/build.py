@@ -12,7 +12,7 @@ from torch import Tensor
 
 from features.encode import slot_fields
 from features.fields import Field
-from features.posteriors import dense_width, root_input
+from features.posteriors import dense_width
 from models.networks.logistic import initial_base
 from models.networks.mlp import Mlp
 
@@ -27,13 +27,12 @@ def build_network(name: str, fields: Sequence[Field], *, dim: int, hidden: Seque
     """
     if name not in NETWORKS:
         raise ValueError(f'[model] network must be one of {", ".join(sorted(NETWORKS))}, got "{name}"')
-    width = dense_width(fields, n_half_lives)
-    return NETWORKS[name](slot_fields(fields).tolist(), dim, width, hidden, root_input(n_half_lives))
+    return NETWORKS[name](slot_fields(fields).tolist(), dim, dense_width(fields, n_half_lives), hidden)
 
 
 def initial_tensors(network: Mlp, *, fields: Sequence[Field], n_half_lives: int, seed: int) -> dict[str, Tensor]:
     """Return the first weights of a network (`network.`) and of its base (`base.`); together they predict the prior."""
     network.initialise(torch.Generator().manual_seed(seed))
-    base = initial_base(dense_width(fields, n_half_lives), root_input(n_half_lives))
+    base = initial_base(dense_width(fields, n_half_lives))
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     return tensors | {f"base.{name}": tensor for name, tensor in base.items()}

@@ -14,20 +14,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from features.posteriors import ROOT_INPUT
+
 RIDGE = 1.0  # rows' worth of doubt about each weight at the start; chosen by hand
 MEMORY_ROWS = 350_000.0  # rows after which the curvature has halved; as good as no forgetting on two logs' warm-up
-CURVATURE_MIN = 1e-3  # of one row: p (1 - p) vanishes where a click is most surprising, and the step must stay bounded
 
 
-def initial_base(width: int, root: int) -> dict[str, Tensor]:
-    """Return weights (P,) and curvature (P, P) of a base that predicts the overall rate.
-
-    Args:
-        width: How many dense inputs there are.
-        root: Which of them is the logit of the overall rate.
-    """
+def initial_base(width: int) -> dict[str, Tensor]:
+    """Return weights (P,) and curvature (P, P) of a base that predicts the overall rate from `width` dense inputs."""
     weight = torch.zeros(width, dtype=torch.float64)
-    weight[root] = 1.0
+    weight[ROOT_INPUT] = 1.0
     return {"weight": weight, "curvature": torch.eye(width, dtype=torch.float64) * RIDGE}
 
 
@@ -52,6 +48,6 @@ def newton_step(weight: Tensor, curvature: Tensor, dense: Tensor, clicks: Tensor
     keep = 0.5 ** (len(x) / MEMORY_ROWS)
     curvature.mul_(keep)
     curvature.diagonal().add_((1.0 - keep) * RIDGE)
-    curvature.addmm_((x * torch.clamp(p * (1.0 - p), min=CURVATURE_MIN)[:, None]).T, x)
+    curvature.addmm_((x * (p * (1.0 - p))[:, None]).T, x)
     gradient = x.T @ (clicks.to(torch.float64) - p)
     weight.add_(torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(curvature))[:, 0])

@@ -102,6 +102,10 @@ async def is_ready(client: httpx.AsyncClient) -> bool:
     return (await client.get("/readyz")).status_code == 200
 
 
+async def exports(client: httpx.AsyncClient, line: str) -> bool:
+    return line in (await client.get("/metrics")).text
+
+
 async def logged(options: dict[str, Any], topic: str) -> list[Event]:
     partition = murmur2_partition(b"q1", PARTITIONS)
     return [decode_event(record.value) async for record in read_range(topic, partition, None, None, options=options)]
@@ -125,8 +129,11 @@ async def test_from_an_announced_snapshot_to_logged_events_to_the_next_snapshot(
     async with serving(settings, broker) as client:
         assert (await client.get("/readyz")).json()["snapshot"] is None
         await send(kafka_options, f"{prefix}.snapshots", "other", announcement(1).replace(b'"ctr"', b'"other"'))
+        taken = 'freshrank_followed_records_total{outcome="applied",topic="snapshots"} 1.0'
+        await eventually(lambda: exports(client, taken))
         await send(kafka_options, f"{prefix}.snapshots", "ctr", announcement(0))
         await eventually(lambda: is_ready(client))
+        assert await exports(client, 'freshrank_snapshot_swaps_total{outcome="swapped"} 1.0')
 
         answer = (await client.post("/v1/rank", json=BODY)).json()
         assert answer["snapshot"] == two_snapshots()[0].version
@@ -148,12 +155,7 @@ async def test_from_an_announced_snapshot_to_logged_events_to_the_next_snapshot(
 
         live = counted(slide(1), slide(2), slide(3))
         await send(kafka_options, f"{prefix}.prior-updates", "", encode_prior_update(update_from(live)))
-        as_of = f"freshrank_prior_counts_timestamp_seconds {live.as_of_s}"
-
-        async def has_counts() -> bool:
-            return as_of in (await client.get("/metrics")).text
-
-        await eventually(has_counts)
+        await eventually(lambda: exports(client, f"freshrank_prior_counts_timestamp_seconds {live.as_of_s}"))
         await send(kafka_options, f"{prefix}.snapshots", "ctr", announcement(1))
 
         async def has_swapped() -> bool:
@@ -172,9 +174,8 @@ async def test_records_that_are_none_are_left_out_and_counted(
     await send(kafka_options, f"{settings.prefix}.snapshots", "ctr", announcement(0))
     async with serving(settings, broker) as client:
         await eventually(lambda: is_ready(client))
-        exported = (await client.get("/metrics")).text
-    for topic in ("snapshots", "catalog", "prior-updates"):
-        assert f'freshrank_followed_records_total{{outcome="refused",topic="{topic}"}} 1.0' in exported
+        for topic in ("snapshots", "catalog", "prior-updates"):
+            assert await exports(client, f'freshrank_followed_records_total{{outcome="refused",topic="{topic}"}} 1.0')
 
 
 async def test_a_prefix_without_topics_is_said_at_the_start(

@@ -52,6 +52,13 @@ def test_a_rate_leans_on_its_parent_by_its_strength() -> None:
     assert shorter == pytest.approx(0.0, abs=1e-6)  # no counts in the short memory: nothing beside the long one's
 
 
+def test_a_short_memory_leans_on_the_long_one_of_the_same_value() -> None:
+    [dense] = read(counts_of([[20.0, 200.0], *NOTHING[1:]], [[10.0, 100.0], *NOTHING[1:]]))
+    long = (100.0 + STRENGTH_DEFAULT * 101 / 1002) / (200.0 + STRENGTH_DEFAULT)
+    short = (10.0 + STRENGTH_DEFAULT * long) / (20.0 + STRENGTH_DEFAULT)
+    assert dense[3] == pytest.approx(logit(short) - logit(long), abs=1e-5)
+
+
 def test_a_fine_level_leans_on_the_coarse_ones_mean() -> None:
     counts = counts_of([[0, 0], [0, 1000.0], [0, 1000.0]], [[0, 0], [0, 900.0], [0, 500.0]])
     [flat], [levelled] = read(counts), read(counts, levels=("ad", "tags"))

@@ -52,6 +52,7 @@ def test_rows_of_two_partitions_may_be_counted_in_either_order_or_apart_and_merg
     other_first = counted(one, span_s, counted(other, span_s / 2))
     assert_same_counts(one_first, other_first)
     assert_same_counts(merge(counted(one, span_s), counted(other, span_s / 2)), one_first)
+    assert_same_counts(merge(counted(other, span_s / 2), counted(one, span_s)), one_first)
 
 
 def test_a_count_halves_with_each_half_life() -> None:

@@ -20,6 +20,15 @@ def test_a_moment_lies_in_its_slide(time_s: float, slide_s: float) -> None:
     assert slides.start_s(index) <= time_s < slides.end_s(index)
 
 
+@pytest.mark.parametrize(
+    ("time_s", "slide_s", "index"), [(0.5, 0.1, 5), (0.8999999999999999, 0.3, 3), (0.011, 0.001, 11)]
+)
+def test_a_boundary_that_is_rounded_is_the_same_for_index_and_end(time_s: float, slide_s: float, index: int) -> None:
+    slides = Slides(slide_s=slide_s)
+    assert slides.index(time_s) == index
+    assert slides.start_s(index) == time_s
+
+
 @given(st.lists(st.floats(0.0, 100.0), min_size=1, max_size=8, unique=True), st.floats(-10.0, 110.0))
 def test_a_moment_lies_in_its_slide_between_edges(edges: list[float], time_s: float) -> None:
     slides = Slides(edges=tuple(sorted(edges)))

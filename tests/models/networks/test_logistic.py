@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.networks.logistic import base_logits, initial_base, newton_step
+from models.networks.logistic import RIDGE, base_logits, initial_base, newton_step
 
 
 def learn(dense: torch.Tensor, clicks: torch.Tensor, batch_rows: int) -> torch.Tensor:
@@ -36,6 +36,26 @@ def test_one_class_alone_moves_it_a_bounded_way(click: float) -> None:
     weight = learn(dense.to(torch.float32), torch.full((50_000,), click, dtype=torch.float64), 512)
     assert torch.isfinite(weight).all()
     assert 2.0 < abs(weight[0]) < 20.0
+
+
+def test_a_sudden_change_after_a_long_calm_moves_it_without_a_leap() -> None:
+    rng = np.random.default_rng(0)
+    clicks = torch.tensor(np.concatenate([np.zeros(50_000), rng.random(20_000) < 0.5]))
+    rates = []
+    state = initial_base(1, root=0)
+    for first in range(0, len(clicks), 500):
+        newton_step(state["weight"], state["curvature"], torch.ones(500, 1), clicks[first : first + 500])
+        rates.append(torch.sigmoid(state["weight"]).item())
+    assert rates[99] < 0.02
+    assert max(rates) < 0.6
+    assert rates[-1] > 0.25
+
+
+def test_the_ridge_of_an_input_that_is_never_there_stays_whole() -> None:
+    state = initial_base(2, root=0)
+    for _ in range(200):
+        newton_step(state["weight"], state["curvature"], torch.tensor([[1.0, 0.0]]).repeat(5000, 1), torch.ones(5000))
+    assert state["curvature"][1, 1].item() == pytest.approx(RIDGE)
 
 
 def test_inputs_that_are_constant_or_equal_do_no_harm() -> None:
