@@ -181,7 +181,8 @@ class KafkaSettings(_Section, frozen=True):
 
     Attributes:
         clock: `live`: silent partitions get ticks, events from the future are dead letters; `replay`: the log ticks.
-        security: protocol, sasl_mechanism, sasl_username, sasl_password, ca_file, cert_file, key_file.
+        security: protocol, sasl_mechanism, sasl_username, sasl_password_env (the variable that holds the password; or
+            sasl_password itself), ca_file, cert_file, key_file.
         prefix: Stands before each topic and group; empty means the deployment's name.
         max_delay_s: (live) how late an event may arrive; bounds the ticks of silent partitions.
         max_ahead_s: (live) how far an event's time may lie after its append time.
@@ -264,7 +265,15 @@ def parse_settings(raw: dict[str, Any]) -> Settings:
         raise
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    return settings
+    return _with_secrets(settings)
+
+
+def to_plan(settings: Settings) -> dict[str, Any]:
+    """Return the settings as plain values for people to read: secrets are left out."""
+    plan: dict[str, Any] = msgspec.to_builtins(settings) | {"prefix": settings.prefix}
+    security = plan["kafka"]["security"]
+    plan["kafka"]["security"] = {key: "***" if key == "sasl_password" else value for key, value in security.items()}
+    return plan
 
 
 def state_dir() -> Path:
@@ -384,10 +393,24 @@ _SECURITY_KEYS = (
     "sasl_mechanism",
     "sasl_username",
     "sasl_password",
+    "sasl_password_env",
     "ca_file",
     "cert_file",
     "key_file",
 )
+
+
+def _with_secrets(settings: Settings) -> Settings:
+    """Return the settings with the password that `sasl_password_env` names in its place."""
+    security = dict(settings.kafka.security)
+    name = security.pop("sasl_password_env", None)
+    if name is None:
+        return settings
+    password = os.environ.get(name)
+    if not password:
+        raise SettingsError(f"[kafka] security.sasl_password_env must name a variable that is set, got none in {name}")
+    kafka = msgspec.structs.replace(settings.kafka, security=security | {"sasl_password": password})
+    return msgspec.structs.replace(settings, kafka=kafka)
 
 
 def _check_log(log: LogSettings) -> None:

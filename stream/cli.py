@@ -18,7 +18,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from infra.settings import Settings, SettingsError, read_settings, state_dir
+from infra.settings import Settings, SettingsError, read_settings, state_dir, to_plan
 
 app = typer.Typer(
     help="A streaming online-learning system for ranking ads: it learns from events seconds after they happen.",
@@ -53,7 +53,7 @@ def check(config: Config, data: DataDir = None, json: Json = None) -> None:
             from stream.logs.reader import check_log
 
             files = [str(source.path) for source in check_log(settings.log, settings.fields, _bases(config, data))]
-        plan = msgspec.to_builtins(settings) | {"files": files, "prefix": settings.prefix}
+        plan = to_plan(settings) | {"files": files}
         if json is not None:
             _write_json(json, plan)
         else:

@@ -92,7 +92,7 @@ def run_demo(
         ValueError: If the configuration or the log cannot be used.
         RuntimeError: If another demo runs, or a part of this one cannot go on.
     """
-    console = Console(stderr=json_path == "-")
+    console = Console(stderr=True)  # standard output is for programs
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_COLUMNS)
     home, begun_s = state_dir(), time.monotonic()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from features.fields import raw_fields
-from infra.settings import Settings, SettingsError, parse_settings, read_settings, registry_url, state_dir
+from infra.settings import Settings, SettingsError, parse_settings, read_settings, registry_url, state_dir, to_plan
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = """
@@ -366,3 +366,20 @@ def test_a_deployment_needs_no_log() -> None:
 )
 def test_fields_that_cannot_be_encoded_are_errors(fields: str, message: str) -> None:
     assert error_of(small=f'name = "shop"\nfields = [{fields}]').startswith(message)
+
+
+def test_password_comes_from_the_environment_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = {
+        "name": "n",
+        "fields": [{"name": "ad", "side": "item"}],
+        "kafka": {"security": {"protocol": "SASL_SSL", "sasl_password_env": "KAFKA_PASSWORD"}},
+    }
+    monkeypatch.delenv("KAFKA_PASSWORD", raising=False)
+    with pytest.raises(
+        SettingsError, match="sasl_password_env must name a variable that is set, got none in KAFKA_PASS"
+    ):
+        parse_settings(raw)
+    monkeypatch.setenv("KAFKA_PASSWORD", "secret")
+    settings = parse_settings(raw)
+    assert settings.kafka.security == {"protocol": "SASL_SSL", "sasl_password": "secret"}
+    assert "secret" not in str(to_plan(settings))

@@ -88,10 +88,12 @@ def test_what_the_service_accepts_is_a_valid_event_of_the_log(
 async def test_an_event_goes_to_the_partition_of_its_request() -> None:
     producer = Producer()
     write, metrics = writer(producer)
-    await write.publish(CLICK)
-    value = events.encode_event(events.Click("r1", "a1", 3, 7.5))
-    assert producer.records == [("x.events", value, b"r1", murmur2_partition(b"r1", 4))]
-    assert count(metrics, "click", "written") == 1.0
+    for request_id in ("r1", "r2", "r3", "r4"):
+        await write.publish(Click(request_id, "a1", 3, 7.5))
+    assert [record[3] for record in producer.records] == [murmur2_partition(f"r{i}".encode(), 4) for i in range(1, 5)]
+    assert len({record[3] for record in producer.records}) > 1
+    assert producer.records[0][:3] == ("x.events", events.encode_event(events.Click("r1", "a1", 3, 7.5)), b"r1")
+    assert count(metrics, "click", "written") == 4.0
 
 
 async def test_a_kafka_that_does_not_answer_is_unavailable_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
