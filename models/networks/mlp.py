@@ -5,7 +5,8 @@ Owns the architecture. Must not know keys, vocabularies, optimisers or where inp
 Invariants: untrained it predicts the overall click rate, whatever the values are; it adds to the mean of the
 base's logit (a logistic regression on the same dense inputs) and the overall rate's, so it starts as good as counting
 and learns the rest: interactions and identities. It reads no input that sets the level alone: small steps on large,
-constant inputs would shake the level of a log with few clicks. Without hidden layers it is a logistic regression on values and counts.
+constant inputs would shake the level of a log with few clicks. Without hidden layers it is a logistic regression on
+values and counts.
 
 Shape legend: `B` batch, `S` slots, `F` fields, `D` width of an embedding, `P` dense inputs.
 """

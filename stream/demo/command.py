@@ -86,7 +86,7 @@ def run_demo(
         rows: Stop after this many rows of the log.
         json_path: Where the object goes, `-` for standard output.
         plot_path: Where the picture goes; None: the demo's state directory.
-        panel_path: Where the last panel goes as an SVG; None: nowhere.
+        panel_path: Where the panel goes as an SVG, as it stood when the last event had been sent; None: nowhere.
 
     Raises:
         ValueError: If the configuration or the log cannot be used.
@@ -116,7 +116,7 @@ def run_demo(
             report = Report(setup, cluster, seen, children)
             result = _interruptible(report.make(console, plot_path or demo_dir / "learning.png", begun_s=begun_s))
             if panel_path is not None:
-                save_panel(run.view, panel_path)
+                save_panel(run.picture, panel_path)
     except _Ended as ended:
         say("stopped; no process is left behind")
         return 128 + ended.number

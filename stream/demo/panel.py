@@ -208,7 +208,7 @@ def _state(view: View) -> list[Text]:
 def _slide_heads(*, has_dates: bool) -> list[Text]:
     dates, space = (f"{'until (UTC)':<18}", " " * 18) if has_dates else ("", "")
     pairs = f"{'champion':>9}{'latest':>8}" * 3
-    above = f"{'':<9}{space}{'':>9}{'AUC':>17}{'log loss':>17}{'calibration':>17}"
+    above = f"{'':<9}{space}{'':>9}{'AUC':^17}{'log loss':^17}{'calibration':^17}"
     below = f"{'slide':>7}  {dates}{'rows':>9}{pairs}  {'gate':<9}because"
     return [Text(above, style="bold"), Text(below, style="bold underline")]
 

@@ -66,7 +66,11 @@ class Seen:
 
 
 class DemoRun:
-    """Everything that happens while the roles are up."""
+    """Everything that happens while the roles are up.
+
+    Attributes:
+        picture: What the screen showed when the last event had been sent, for a picture.
+    """
 
     def __init__(self, setup: Setup, cluster: Cluster, children: Children, screen: Screen, *, begun_s: float) -> None:
         """Keep the parts; nothing starts yet.
@@ -75,6 +79,7 @@ class DemoRun:
             begun_s: When the demo began, monotonic clock.
         """
         self.seen = Seen()
+        self.picture = View(setup.settings.name, "")
         self._setup = setup
         self._settings = setup.settings
         self._cluster = cluster
@@ -168,6 +173,7 @@ class DemoRun:
         if not report.exists():
             raise ChildFailed(self._children.last_words("replay", "it ended early"))
         self.seen.replayed = msgspec.json.decode(report.read_bytes())
+        self.picture = self.view
 
     async def _learn_rest(self) -> None:
         """Wait until the ledger has passed the last tick and the trainer has learnt the last slide that can close."""

@@ -19,16 +19,14 @@ from typing import NamedTuple
 
 import msgspec
 import polars as pl
-import xxhash
 
 from features.fields import Field, raw_fields
 from infra.settings import Join, LogSettings
 from stream.logs.columns import categories, kind_of, normalise, unreadable
 from stream.logs.files import Chunk, LogError, columns_of, find_files, read_chunks
+from stream.logs.requests import in_order, request_ids, whole_requests
 
 ROWS_MAX = 16_384  # rows in memory at a time: chosen by measurement, larger ones only cost cache and memory
-# A request travels as one record, below 1 MB: text needs at most six bytes a byte in JSON (control characters).
-REQUEST_BYTES_MAX = 150_000
 
 
 class RowCounts(msgspec.Struct):
@@ -127,8 +125,10 @@ def read_rows(
     sources = check_log(log, fields, bases)
     joins = [_JoinTable(source, log.separator) for source in sources if source.join]
     newest_s = 0.0
-    for frame in _whole_requests(_usable(log, fields, sources, joins, counts, rows_max=rows_max), rows_max):
-        ready = _cut_requests(frame, fields, counts)
+    for frame in whole_requests(_usable(log, fields, sources, joins, counts, rows_max=rows_max), rows_max):
+        ready, n_cut = in_order(frame, fields)
+        if n_cut:
+            _add(counts.unusable, "request_too_big", n_cut)
         if limit is not None:
             ready = ready.head(limit - counts.used)
         counts.used += ready.height
@@ -255,60 +255,9 @@ def _usable_rows(
         _add(counts.unusable, rule, count)
     if chunk.broken:
         _add(counts.unusable, "broken_row", chunk.broken)
-    frame = frame.with_columns(_request_ids(raw, frame["time_s"], log.request, counts.read))
+    frame = frame.with_columns(request_ids(raw, frame["time_s"], log.request, counts.read))
     counts.read += raw.height + chunk.broken
     return frame.filter(pl.col("rule").is_null()).drop("rule")
-
-
-def _request_ids(raw: pl.DataFrame, time_s: pl.Series, request: Sequence[str], n_before: int) -> pl.Series:
-    """Return one id per request: 16 hex digits of a hash, or the row's number when each row is its own."""
-    if not request:
-        return pl.Series("request_id", range(n_before, n_before + raw.height), dtype=pl.Int64).cast(pl.String)
-    parts = [categories(raw[name]).fill_null("").alias(name) for name in request]
-    micros = (time_s * 1e6).round().cast(pl.Int64).cast(pl.String)
-    # The unit separator keeps ("a", "bc") apart from ("ab", "c").
-    keys = pl.select(pl.concat_str([micros, *parts], separator="\x1f")).to_series()
-    digests = [None if key is None else xxhash.xxh3_64_hexdigest(key.encode()) for key in keys.to_list()]
-    return pl.Series("request_id", digests, dtype=pl.String)
-
-
-def _whole_requests(frames: Iterator[pl.DataFrame], rows_max: int) -> Iterator[pl.DataFrame]:
-    """Yield the rows in time order; those of a chunk's last instant wait for the rest of it in the next chunk.
-
-    More than `rows_max` rows of one instant are let go: memory is bounded, a request may then be cut in two.
-    """
-    held: pl.DataFrame | None = None
-    for frame in frames:
-        rows = (frame if held is None else pl.concat([held, frame])).sort("time_s", maintain_order=True)
-        cut = int(rows["time_s"].search_sorted(rows["time_s"][-1], side="left")) if rows.height else 0
-        if rows.height - cut >= rows_max:
-            cut = rows.height
-        held = rows[cut:]
-        if cut:
-            yield rows[:cut]
-    if held is not None and held.height:
-        yield held
-
-
-def _cut_requests(frame: pl.DataFrame, fields: Sequence[Field], counts: RowCounts) -> pl.DataFrame:
-    """Return the rows in order, with positions, without those by which a request would outgrow a record."""
-    number = pl.int_range(pl.len(), dtype=pl.Int32).over("request_id")
-    frame = frame.with_columns(pl.coalesce("position", number).alias("position"))
-    frame = frame.sort("time_s", "request_id", "position", maintain_order=True)
-    n_bytes = pl.sum_horizontal(_text_bytes(field) for field in raw_fields(fields)) + 40 * len(fields)
-    fits = frame.select((n_bytes.cum_sum().over("request_id") <= REQUEST_BYTES_MAX).alias("fits"))["fits"]
-    if n_cut := int((~fits).sum()):
-        _add(counts.unusable, "request_too_big", n_cut)
-    return frame.filter(fits)
-
-
-def _text_bytes(field: Field) -> pl.Expr:
-    column = pl.col(field.column)
-    if field.kind == "category":
-        return column.str.len_bytes().fill_null(0)
-    if field.kind == "categories":
-        return column.list.eval(pl.element().str.len_bytes() + 4).list.sum().fill_null(0)
-    return pl.lit(20)
 
 
 def _add(counts: dict[str, int], name: str, count: int) -> None:

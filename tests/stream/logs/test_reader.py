@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from features.fields import Field
 from infra.settings import Join, LogSettings
 from stream.logs.files import LogError
-from stream.logs.reader import REQUEST_BYTES_MAX, RowCounts, check_log, read_rows
+from stream.logs.reader import RowCounts, check_log, read_rows
+from stream.logs.requests import REQUEST_BYTES_MAX
 
 FIELDS = (
     Field(name="user", side="user"),

@@ -1,0 +1,40 @@
+"""The parts of the service before Kafka has said anything; with Kafka: tests/broker/test_serve.py."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from infra.metrics import ServeMetrics
+from infra.settings import parse_settings
+from stream.event_writer import EventWriter
+from stream.serve import _Service
+
+
+def service(registry_dir: Path, clock: str) -> _Service:
+    settings = parse_settings(
+        {
+            "name": "test",
+            "fields": [{"name": "ad", "side": "item"}],
+            "kafka": {"clock": clock},
+            "registry": {"url": str(registry_dir)},
+        }
+    )
+    metrics = ServeMetrics(CollectorRegistry())
+    return _Service(settings, EventWriter(None, "test.events", 4, metrics), metrics)
+
+
+def test_it_is_not_ready_before_every_topic_was_read_to_its_end(tmp_path: Path) -> None:
+    found = service(tmp_path, "live").readiness()
+    assert (found.ready, found.snapshot) == (False, None)
+    assert found.missing == ["catalog", "prior-updates", "snapshots", "snapshot"]
+
+
+def test_events_happen_at_the_clocks_time_when_the_log_is_live(tmp_path: Path) -> None:
+    assert abs(service(tmp_path, "live").now_s() - time.time()) < 5.0
+
+
+def test_in_a_replay_time_begins_at_zero_and_is_the_counts_own(tmp_path: Path) -> None:
+    assert service(tmp_path, "replay").now_s() == 0.0
