@@ -71,9 +71,9 @@ def dense_inputs(
 ) -> npt.NDArray[np.float32]:
     """Return the dense inputs of rows, (N, P).
 
-    They are 1, the overall rate in the longest memory as a logit, how far it lies from that in each shorter memory,
-    then per field and half-life how far the rate lies from its parent's in logits, then per field and half-life log1p(n),
-    scaled. Several values of a field are averaged.
+    They are 1; the overall rate in the longest memory, as a logit; how far it moves with each shorter memory; per field
+    and half-life how far the rate lies from its parent's, in logits; per field and half-life log1p(n), scaled.
+    Several values of a field are averaged.
 
     Args:
         counts: What was known about the rows.

@@ -11,6 +11,7 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
+from logging.config import dictConfig
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -101,9 +102,10 @@ def serve(
     """Answer ranking requests over HTTP until it is told to stop (SIGTERM)."""
     with _clear_errors():
         settings = read_settings(config)
-        from stream.roles import find_cluster
+        from stream.roles import LOGGING, find_cluster
         from stream.serve import serve as run
 
+        dictConfig(LOGGING)
         asyncio.run(run(settings, find_cluster(settings).bootstrap_servers, port=port))
 
 

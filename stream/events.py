@@ -122,7 +122,7 @@ def decode_event(value: bytes | None) -> Event:
     """Return the event that the bytes hold.
 
     Raises:
-        EventError: With rule `empty`, `too_big`, `not_utf8`, `not_json`, `schema`, `version`, `bad_id` or `bad_time`.
+        EventError: With rule `empty`, `too_big`, `too_deep`, `not_utf8`, `not_json`, `schema`, or as in `check_event`.
     """
     if not value:
         raise EventError("empty")
@@ -135,6 +135,8 @@ def decode_event(value: bytes | None) -> Event:
         raise EventError("schema", where.strip("`$."), what) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EventError(_syntax_rule(value), value=error) from None
+    except RecursionError:  # nested thousands deep, in a key that nobody asked for
+        raise EventError("too_deep") from None
     check_event(event)
     return event
 

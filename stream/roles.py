@@ -96,7 +96,7 @@ def make_app(cluster: Cluster, role: str) -> faust.App:
 
 def run_app(app: faust.App, *services: mode.Service) -> None:
     """Run a role until SIGTERM or SIGINT, then exit with 0; exit with 1 and the reason if it fails."""
-    worker = _Worker(app, *services, quiet=True, loglevel="WARNING", redirect_stdouts=False, logging_config=_LOGGING)
+    worker = _Worker(app, *services, quiet=True, loglevel="WARNING", redirect_stdouts=False, logging_config=LOGGING)
     worker.spinner = None
     worker.execute_from_commandline()
 
@@ -126,7 +126,7 @@ class _Worker(faust.Worker):
         pass
 
 
-_LOGGING: dict[str, Any] = {
+LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"plain": {"()": _Formatter, "fmt": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},

@@ -89,7 +89,7 @@ def run_demo(
         panel_path: Where the panel goes as an SVG, as it stood when the last event had been sent; None: nowhere.
 
     Raises:
-        ValueError: If the configuration or the log cannot be used.
+        ValueError: If the configuration or the log cannot be used, or the object could not be written.
         RuntimeError: If another demo runs, or a part of this one cannot go on.
     """
     console = Console(stderr=True)  # standard output is for programs
@@ -100,6 +100,12 @@ def run_demo(
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def leave(_: object, error: BaseException | None, __: object) -> None:
+        _ignore_signals()  # what follows must not be interrupted
+        if isinstance(error, _Ended):
+            say("stopping the roles and the broker")
+
+    _check_writable(json_path)
     try:
         with ExitStack() as stack:
             stack.enter_context(_ended_by_signals())
@@ -108,7 +114,7 @@ def run_demo(
             setup = set_up(config, (data_dir or home / "data").absolute(), demo_dir, rows, say)
             cluster = stack.enter_context(_running_broker(demo_dir, setup, say))
             children = stack.enter_context(Children(demo_dir / "logs", {"FRESHRANK_HOME": str(demo_dir)}))
-            stack.callback(_ignore_signals)  # the first thing on the way out: what follows must not be interrupted
+            stack.push(leave)  # comes first on the way out
             with open_screen(console) as screen:
                 run = DemoRun(setup, cluster, children, screen, begun_s=begun_s)
                 seen = _interruptible(run.watch(rows))
@@ -207,6 +213,12 @@ def _running_broker(demo_dir: Path, setup: Setup, say: Callable[[str], None]) ->
     finally:
         _ignore_signals()
         broker.stop(data_dir)
+
+
+def _check_writable(json_path: str | None) -> None:
+    """Say now, not after minutes, that the object cannot be written."""
+    if json_path not in (None, "-") and not Path(str(json_path)).absolute().parent.is_dir():
+        raise ValueError(f"--json must name a file in a directory that is there, got {json_path}; make the directory")
 
 
 def _write_json(target: str, result: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ async def settled(tmp_path: Path, broker: BrokerInfo, topic_prefix: str) -> Depl
     return deployment
 
 
+@pytest.mark.slow
 async def test_kill_9_of_the_trainer_leaves_the_digests_of_a_backtest(settled: Deployment) -> None:
     arrivals = read_arrivals(settled.settings, [settled.data_dir], RowCounts())
     windows = run_backtest(settled.settings, arrivals)["windows"]

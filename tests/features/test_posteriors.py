@@ -7,14 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.fields import Field
-from features.posteriors import ROWS_MAX, dense_inputs, dense_width, estimate_strength, root_input, shares
+from features.posteriors import ROOT_INPUT, ROWS_MAX, dense_inputs, dense_width, estimate_strength, shares
 from features.priors import STRENGTH_DEFAULT, Counts, PriorTable
 
 FINE, COARSE = Field("ad", "item"), Field("tags", "item", "categories", values_max=2)
 FIELDS = (FINE, COARSE)
 TABLE = PriorTable.empty((10.0, 1000.0), 2)
 KEYS = np.array([[1, 11, 12]], np.uint64)
-ROOT = root_input(2)
 
 
 def counts_of(n: list[list[float]], c: list[list[float]], root: tuple[float, float] = (1000.0, 100.0)) -> Counts:
@@ -39,8 +38,9 @@ NOTHING = [[0.0, 0.0]] * 3
 def test_a_row_without_counts_says_the_overall_rate_and_nothing_else() -> None:
     [dense] = read(counts_of(NOTHING, NOTHING))
     assert dense[0] == 1.0
-    assert dense[ROOT] == pytest.approx(logit(101 / 1002))
-    np.testing.assert_allclose(dense[ROOT + 1 :], 0.0, atol=1e-6)
+    assert dense[ROOT_INPUT] == pytest.approx(logit(101 / 1002))
+    assert dense[2] == pytest.approx(logit((100 + 100 * 101 / 1002) / 1100) - logit(101 / 1002), abs=1e-5)
+    np.testing.assert_allclose(dense[3:], 0.0, atol=1e-6)
 
 
 def test_a_rate_leans_on_its_parent_by_its_strength() -> None:

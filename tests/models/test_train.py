@@ -1,3 +1,6 @@
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -20,10 +23,22 @@ def inputs_of(snapshot: Snapshot, rows: slice = slice(None)) -> Inputs:
     return make_inputs(keys, lookup(snapshot.priors, keys, snapshot.end_s), snapshot, "cpu")
 
 
-def trained(inputs: Inputs, **changes: float) -> Tensors:
+def trained(
+    inputs: Inputs, tensors: Mapping[str, torch.Tensor] = SNAPSHOT.tensors, learning_rate: float = 0.003
+) -> Tensors:
+    network = replace(SNAPSHOT, tensors=tensors).build()
     clicks = torch.from_numpy(ROWS["click"].to_numpy()[: len(inputs)].astype(np.float64))
-    settings = {"learning_rate": 0.003, "embedding_learning_rate": 0.05} | changes
-    return train(SNAPSHOT.tensors, SNAPSHOT.build(), inputs, clicks, **settings, batch_rows=100, seed=0, slide=9)  # type: ignore[arg-type]
+    return train(
+        tensors,
+        network,
+        inputs,
+        clicks,
+        learning_rate=learning_rate,
+        embedding_learning_rate=0.05,
+        batch_rows=100,
+        seed=0,
+        slide=9,
+    )
 
 
 def test_training_changes_new_tensors_and_none_that_came_in() -> None:
@@ -53,8 +68,23 @@ def test_rows_of_values_that_did_not_occur_stay_as_they_are() -> None:
 
 def test_the_network_and_the_embedding_obey_their_own_learning_rate() -> None:
     still = trained(inputs_of(SNAPSHOT), learning_rate=0.0)
-    assert torch.equal(still["network.head.weight"], SNAPSHOT.tensors["network.head.weight"])
+    assert torch.equal(still["adam.weights"], SNAPSHOT.tensors["adam.weights"])
     assert not torch.equal(still["embedding.rows"], SNAPSHOT.tensors["embedding.rows"])
+
+
+def test_what_predicts_is_an_average_of_the_weights_along_the_way() -> None:
+    def gap(tensors: Tensors) -> float:
+        network = SNAPSHOT.build()
+        network.load_state_dict({name: tensors[f"network.{name}"] for name in network.state_dict()})
+        served = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+        return float((served - tensors["adam.weights"]).norm())
+
+    after = trained(inputs_of(SNAPSHOT), learning_rate=0.01)
+    assert gap(after) > 0.0
+    calm = after
+    for _ in range(40):  # the average catches up with weights that stand still
+        calm = trained(inputs_of(SNAPSHOT), tensors=calm, learning_rate=0.0)
+    assert gap(calm) < 0.25 * gap(after)
 
 
 def test_the_first_step_of_a_weight_has_the_size_of_the_learning_rate_whatever_its_gradient() -> None:

@@ -161,6 +161,14 @@ def test_values_are_forgotten_with_their_evidence() -> None:
     assert known > 20
 
 
+def test_counts_are_forgotten_with_their_evidence() -> None:
+    learner = Learner(plan(half_lives_s=(600.0, 2000.0), evidence_min=0.2))
+    learner.learn(slide(1))
+    counted = len(learner.latest.priors.keys)
+    learner.learn(Slide(9, 9 * SLIDE_S, 9 * SLIDE_S + 100.0, frame(time_s=[9 * SLIDE_S])))
+    assert len(learner.latest.priors.keys) == 4 < counted
+
+
 @pytest.mark.parametrize("click", [0, 1])
 def test_a_slide_of_one_class_is_learnt_without_a_decision(click: int) -> None:
     learner = Learner(plan())

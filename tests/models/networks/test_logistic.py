@@ -6,7 +6,7 @@ from models.networks.logistic import RIDGE, base_logits, initial_base, newton_st
 
 
 def learn(dense: torch.Tensor, clicks: torch.Tensor, batch_rows: int) -> torch.Tensor:
-    state = initial_base(dense.shape[1], root=0)
+    state = initial_base(dense.shape[1])
     state["weight"].zero_()
     for first in range(0, len(dense), batch_rows):
         part = slice(first, first + batch_rows)
@@ -26,7 +26,7 @@ def test_the_planted_weights_are_found_whatever_the_batch_and_the_scale(batch_ro
 
 
 def test_it_starts_as_the_overall_rate() -> None:
-    weight = initial_base(3, root=1)["weight"]
+    weight = initial_base(3)["weight"]
     assert base_logits(weight, torch.tensor([[1.0, -2.5, 7.0]])).tolist() == [-2.5]
 
 
@@ -42,17 +42,19 @@ def test_a_sudden_change_after_a_long_calm_moves_it_without_a_leap() -> None:
     rng = np.random.default_rng(0)
     clicks = torch.tensor(np.concatenate([np.zeros(50_000), rng.random(20_000) < 0.5]))
     rates = []
-    state = initial_base(1, root=0)
+    state = initial_base(2)
     for first in range(0, len(clicks), 500):
-        newton_step(state["weight"], state["curvature"], torch.ones(500, 1), clicks[first : first + 500])
-        rates.append(torch.sigmoid(state["weight"]).item())
+        newton_step(
+            state["weight"], state["curvature"], torch.tensor([[1.0, 0.0]]).repeat(500, 1), clicks[first : first + 500]
+        )
+        rates.append(torch.sigmoid(state["weight"][0]).item())
     assert rates[99] < 0.02
     assert max(rates) < 0.6
     assert rates[-1] > 0.25
 
 
 def test_the_ridge_of_an_input_that_is_never_there_stays_whole() -> None:
-    state = initial_base(2, root=0)
+    state = initial_base(2)
     for _ in range(200):
         newton_step(state["weight"], state["curvature"], torch.tensor([[1.0, 0.0]]).repeat(5000, 1), torch.ones(5000))
     assert state["curvature"][1, 1].item() == pytest.approx(RIDGE)
@@ -72,7 +74,7 @@ def test_inputs_that_are_constant_or_equal_do_no_harm() -> None:
 
 def test_it_never_stops_following_a_rate_that_moves() -> None:
     rng = np.random.default_rng(0)
-    dense = torch.ones(1_500_000, 1)
+    dense = torch.tensor([[1.0, 0.0]]).repeat(1_500_000, 1)
     rate = np.where(np.arange(1_500_000) < 750_000, 0.1, 0.4)
     weight = learn(dense, torch.tensor(rng.random(1_500_000) < rate, dtype=torch.float64), 8192)
     assert torch.sigmoid(weight[0]).item() == pytest.approx(0.4, abs=0.05)

@@ -20,7 +20,10 @@ def test_any_configuration_survives_being_written() -> None:
 
 
 def test_odd_text_and_numbers_survive_being_written() -> None:
-    raw = {"a b": 'quote " back \\ line \n tab \t ümlaut 日 \x7f', "t": {"x.y": [1, -2.5, 1e300, True], "n": {"z": []}}}
+    raw = {
+        "a b": 'quote " back \\ line \n tab \t ümlaut 日 😀 \x7f',
+        "t": {"x.y": [1, -2.5, 1e300, True], "n": {"z": []}},
+    }
     assert tomllib.loads(to_toml(raw)) == raw
 
 

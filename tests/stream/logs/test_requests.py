@@ -20,7 +20,7 @@ def rows(*given: tuple[float, str, int | None]) -> pl.DataFrame:
 def test_an_id_is_the_same_in_every_run_and_on_every_machine() -> None:
     raw = pl.DataFrame({"user": [17, 18]})
     time_s = pl.Series([100.0, 100.5])
-    assert request_ids(raw, time_s, ["user"], 0).to_list() == ["0473d20060dd2158", "5f72ecabbb5bb4ba"]
+    assert request_ids(raw, time_s, ["user"], 0).to_list() == ["397c5f6334d7867c", "0f2bd889527ed0c6"]
     assert request_ids(raw, time_s, [], 7).to_list() == ["7", "8"]
 
 

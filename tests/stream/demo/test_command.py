@@ -1,0 +1,45 @@
+"""What the demo refuses before it starts anything."""
+
+import fcntl
+import signal
+from pathlib import Path
+
+import pytest
+
+from stream.demo import run_demo
+from stream.demo.setup import CONFIGS_DIR
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "home"
+    monkeypatch.setenv("FRESHRANK_HOME", str(directory))
+    return directory
+
+
+def test_a_place_that_the_object_cannot_be_written_to_is_said_before_anything_runs(home: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"--json must name a file in a directory that is there, got .*missing/a\.json"
+    ):
+        run_demo(json_path=str(home / "missing" / "a.json"))
+    assert not home.exists()
+
+
+def test_a_second_demo_in_a_state_directory_leaves_the_first_alone(home: Path) -> None:
+    (home / "demo").mkdir(parents=True)
+    (home / "demo" / "config.toml").write_text("the first one's")
+    with (home / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="one demo at a time in a state directory, another one runs in"):
+            run_demo(config=CONFIGS_DIR / "simulated.toml")
+    assert (home / "demo" / "config.toml").read_text() == "the first one's"
+
+
+def test_a_configuration_that_cannot_be_used_is_said_and_the_signals_are_as_before(home: Path, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    config = tmp_path / "mine.toml"
+    config.write_text('name = "x"\nwindow = 3\n')
+    with pytest.raises(ValueError, match=r"mine\.toml: "):
+        run_demo(config=config)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    assert home.exists()
