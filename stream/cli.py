@@ -70,13 +70,14 @@ def demo(
     data: DataDir = None,
     rows: Annotated[int | None, typer.Option(help="Stop after this many rows of the log.", min=1)] = None,
     json: Json = None,
-    plot: Annotated[Path | None, typer.Option(help="Where the picture of the learning goes.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Where the picture of the learning goes (PNG).")] = None,
+    panel: Annotated[Path | None, typer.Option(help="Where a picture of the panel goes (SVG).")] = None,
 ) -> None:
     """Run everything once, on one screen: a log through Kafka, learning, serving, and what the learning was worth."""
     from stream.demo import run_demo
 
     with _clear_errors():
-        code = run_demo(config=config, data_dir=data, rows=rows, json_path=json, plot_path=plot)
+        code = run_demo(config=config, data_dir=data, rows=rows, json_path=json, plot_path=plot, panel_path=panel)
     raise typer.Exit(code)
 
 

@@ -156,6 +156,8 @@ def _interruptible(work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run(main())
     except asyncio.CancelledError:
         raise _Ended(numbers[0]) from None
+    except ValueError as error:  # not the caller's: what was given has been checked by now
+        raise RuntimeError(str(error)) from error
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from stream.blocks import Counts
 FIXED_LINES = 16  # of the panel, when it shows no slide; the table of slides gets the rest of the terminal
 SLIDES_MIN, NOTES_MAX = 4, 3
 WIDE_COLUMNS = 120  # from here on there is room for dates
+CLICKED_NEXT = "★ clicked next"
 SHOWN_MAX = 5  # places of an answer
 STATE_STYLES = {"runs": "green", "ended": "dim"}
 DECISION_STYLES = {"promote": "green", "warmup": "cyan", "hold": "yellow", "reject": "red"}
@@ -143,14 +144,14 @@ def answer_table(answer: Any) -> RenderableType:
     user = ", ".join(f"{name} {value}" for name, value in answer.user_values.items())
     how = f"{len(answer.ranked)} candidates ranked in {answer.latency_s * 1000:.0f} ms by {answer.snapshot}"
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("place", "ad", "pCTR", "known values", ""):
+    for name, width_min in (("place", 5), ("ad", None), ("pCTR", 5), ("known values", None), ("", len(CLICKED_NEXT))):
         justify: Literal["left", "right"] = "right" if name in ("place", "pCTR") else "left"
-        table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=True)
+        table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=True, min_width=width_min)
     for row in answer.ranked:
         if row.place <= SHOWN_MAX or row.is_clicked:
             if row.place > SHOWN_MAX + 1:
                 table.add_row("…")
-            mark = "★ clicked next" if row.is_clicked else ""
+            mark = CLICKED_NEXT if row.is_clicked else ""
             style = "bold green" if row.is_clicked else ""
             cells = (str(row.place), row.ad_id, f"{row.pctr:.3f}", _values(row.values, row.ad_id), mark)
             table.add_row(*cells, style=style)
