@@ -55,7 +55,8 @@ $(INSTALLED): requirements.lock pyproject.toml infra/kafka.lock
 	@awk '/^uv==/ { on = 1 } on { print } on && !/\\$$/ { exit }' requirements.lock > $(VENV)/uv.txt
 	@$(BIN)/pip install --quiet --require-hashes -r $(VENV)/uv.txt
 	@# uv takes a quarter of pip's time. Where only pip is configured for a package index, pip does it.
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --require-hashes requirements.lock \
+	@# Compiled now, once: eight processes import these at every start of the demo.
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --compile-bytecode --require-hashes requirements.lock \
 		|| $(BIN)/pip install --require-hashes -r requirements.lock
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@echo "Preparing the embedded broker (45 MB of jars, and a recorded start), unless it is there."

@@ -77,11 +77,12 @@ def test_a_child_that_has_done_its_work_has_ended_and_is_not_started_again(tmp_p
 
 
 def test_after_the_block_no_child_is_left(tmp_path: Path) -> None:
+    before = psutil.Process().children(recursive=True)  # other tests' broker, perhaps
     with Children(tmp_path, {}) as children:
         children.start("one", SLEEPER, is_service=True)
         pid = pid_of(children, "one")
     assert is_gone(pid)
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= set(before)
 
 
 def test_a_child_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
