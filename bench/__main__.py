@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.report import write_report
+
 NAMES = ("broker", "stages", "loop")
 
 
@@ -29,11 +31,7 @@ def main() -> None:
             command = [sys.executable, "-m", f"bench.{name}", "--runs", str(arguments.runs), "--json", str(file)]
             subprocess.run(command, check=True)
             reports[name] = json.loads(file.read_text())
-    text = json.dumps(reports, indent=2) + "\n"
-    if arguments.json == "-":
-        sys.stdout.write(text)
-    else:
-        Path(arguments.json).write_text(text)
+    write_report(reports, arguments.json)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ SIGKILL and started again on its data, and stopped. The kinds take turns, so tha
 """
 
 import argparse
-import json
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from bench.report import machine, write_report
 from infra import broker
 from infra.broker_jars import Java, find_java, packaged_java, system_java
 
@@ -87,17 +86,13 @@ def main() -> None:
     first = statistics.median(kinds[0].start_s)
     report = {
         "name": "broker",
-        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "machine": machine(),
         "runs": arguments.runs,
         "kinds": reports,
         # How many times as long as the first kind each takes.
         "start_ratio_to_first": {kind.name: statistics.median(kind.start_s) / first for kind in kinds},
     }
-    text = json.dumps(report, indent=2) + "\n"
-    if arguments.json == "-":
-        sys.stdout.write(text)
-    else:
-        Path(arguments.json).write_text(text)
+    write_report(report, arguments.json)
 
 
 if __name__ == "__main__":

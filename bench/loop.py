@@ -5,14 +5,14 @@ Runs `freshrank demo` and keeps what it says of speed and memory: every process 
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from bench.report import machine, write_report
 
 
 def run_demo(config: str | None, rows: int | None) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def main() -> None:
     report = {
         "name": "loop",
         "log": runs[0]["name"],
-        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "machine": machine(),
         "events": runs[0]["events"],
         "runs": figures,
         "medians": {key: statistics.median(one[key] for one in figures) for key in figures[0]},
@@ -48,11 +48,7 @@ def main() -> None:
             name: statistics.median(run["processes"][name]["cpu_s"] for run in runs) for name in runs[0]["processes"]
         },
     }
-    text = json.dumps(report, indent=2) + "\n"
-    if arguments.json == "-":
-        sys.stdout.write(text)
-    else:
-        Path(arguments.json).write_text(text)
+    write_report(report, arguments.json)
 
 
 if __name__ == "__main__":

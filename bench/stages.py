@@ -5,9 +5,6 @@ over the runs; reported are medians, and the share of each stage in their sum (w
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -18,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.report import machine, write_report
 from features.encode import encode, slot_fields
 from features.priors import PriorTable, SettledRows, advance
 from infra.settings import Settings, read_settings, state_dir
@@ -110,7 +108,7 @@ def main() -> None:
     report = {
         "name": "stages",
         "log": settings.name,
-        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "machine": machine(),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "runs": arguments.runs,
         "stages": {
@@ -123,11 +121,7 @@ def main() -> None:
             for name, median in medians.items()
         },
     }
-    text = json.dumps(report, indent=2) + "\n"
-    if arguments.json == "-":
-        sys.stdout.write(text)
-    else:
-        Path(arguments.json).write_text(text)
+    write_report(report, arguments.json)
 
 
 if __name__ == "__main__":
