@@ -23,7 +23,7 @@ from models.window import Slide, Window
 from stream.blocks import Counts, add_counts, row_schema, to_frame
 from stream.events import Event
 from stream.ledger import Closed
-from stream.partitioner import murmur2_partition
+from stream.partitioner import request_partition
 from stream.plan import new_plan
 from stream.wiring import new_ledger, new_slides
 
@@ -72,9 +72,8 @@ class Backtest:
             offsets[partition] = offset + 1
             return ledgers[partition].step(offset, 0.0, event)
 
-        partition_of = _Partitioner(n_partitions)
         for request_id, event in self.events:
-            partitions = range(n_partitions) if request_id is None else (partition_of(request_id),)
+            partitions = range(n_partitions) if request_id is None else (request_partition(request_id, n_partitions),)
             closed = [block for partition in partitions for block in step(partition, event)]
             for block in closed:
                 header = block.header
@@ -83,20 +82,6 @@ class Backtest:
                 yield from window.closed()
                 self.counts = add_counts([ledger.counts for ledger in ledgers])
         self.counts = add_counts([ledger.counts for ledger in ledgers])
-
-
-class _Partitioner:
-    """murmur2 with a memory of the last request: its events come together."""
-
-    def __init__(self, n_partitions: int) -> None:
-        self._n_partitions = n_partitions
-        self._request_id, self._partition = "", 0
-
-    def __call__(self, request_id: str) -> int:
-        if request_id != self._request_id:
-            self._request_id = request_id
-            self._partition = murmur2_partition(request_id.encode(), self._n_partitions)
-        return self._partition
 
 
 def run_backtest(

@@ -299,7 +299,7 @@ def _clear_errors() -> Iterator[None]:
     """Turn what came from outside into one line: exit code 2 for the call and the configuration, 1 for the rest."""
     try:
         yield
-    except (SettingsError, ValueError) as error:
+    except ValueError as error:  # SettingsError is one
         _say(f"freshrank: {error}", style="red")
         raise typer.Exit(2) from None
     except (RuntimeError, OSError) as error:

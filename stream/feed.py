@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -85,3 +86,8 @@ class BlockFeed:
             return None
         self._next_number[partition] = header.number + 1
         return Block(record.offset, record.timestamp_ms / 1000.0, header, frame)
+
+
+def saved_positions(manifest: Mapping[str, Any]) -> dict[int, int]:
+    """Return the offset from which on a snapshot's manifest says that each partition has to be read."""
+    return {int(partition): offset for partition, offset in manifest["context"]["positions"].items()}

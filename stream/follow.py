@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from stream.kafka_log import FETCH_BYTES_MAX, Record
+from stream.kafka_log import Record, reader_options
 
 RETRY_S = 1.0
 RECORDS_MAX = 10_000  # chosen by hand: what is taken at once, so that requests come through in between
@@ -40,14 +40,7 @@ async def follow(
     """
     tp = TopicPartition(topic, 0)
     while True:
-        consumer = AIOKafkaConsumer(
-            **options,
-            group_id=None,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
-            max_partition_fetch_bytes=FETCH_BYTES_MAX,
-        )
+        consumer = AIOKafkaConsumer(**reader_options(options), auto_offset_reset="earliest")
         try:
             await consumer.start()
             consumer.assign([tp])

@@ -104,18 +104,25 @@ async def read_last(topic: str, partition: int, *, options: Mapping[str, Any], w
         return last
 
 
+def reader_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a consumer without a group takes to read committed records from where it is told to."""
+    return {
+        **options,
+        "group_id": None,
+        "isolation_level": "read_committed",
+        "enable_auto_commit": False,
+        "max_partition_fetch_bytes": FETCH_BYTES_MAX,
+    }
+
+
 @asynccontextmanager
 async def _reader(
     topic: str, partition: int, options: Mapping[str, Any]
 ) -> AsyncIterator[tuple[AIOKafkaConsumer, TopicPartition]]:
     tp = TopicPartition(topic, partition)
     consumer = AIOKafkaConsumer(
-        **options,
-        group_id=None,
-        isolation_level="read_committed",
+        **reader_options(options),
         auto_offset_reset="none",
-        enable_auto_commit=False,
-        max_partition_fetch_bytes=FETCH_BYTES_MAX,
         fetch_max_wait_ms=FETCH_WAIT_MS,
     )
     await consumer.start()

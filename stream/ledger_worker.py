@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import faust
 import mode
@@ -29,8 +28,9 @@ from aiokafka.structs import ConsumerRecord
 from infra.settings import Settings
 from stream.blocks import Header, decode_block, decode_header, encode_block, row_schema
 from stream.events import Event, EventError, Tick, decode_event, encode_event
-from stream.kafka import BLOCK_BYTES_MAX, OffsetGone, murmur2_partition, read_last, read_range
+from stream.kafka import BLOCK_BYTES_MAX, OffsetGone, read_last, read_range
 from stream.ledger import Closed, DeadLetter, Ledger
+from stream.partitioner import request_partition
 from stream.roles import SESSION_S, Cluster, delivered, find_cluster, log, make_app, run_app
 from stream.wiring import new_ledger, new_slides
 
@@ -265,7 +265,10 @@ class LedgerService(mode.Service):
             event = decode_event(value)
             if event.time_s > append_s + self._ahead_s:
                 raise EventError("future", "time_s", event.time_s)
-            if not isinstance(event, Tick) and _partition(event.request_id, self._cluster.partitions) != partition:
+            if (
+                not isinstance(event, Tick)
+                and request_partition(event.request_id, self._cluster.partitions) != partition
+            ):
                 raise EventError("wrong_partition", "request_id", event.request_id)
         except EventError as error:
             return error
@@ -279,11 +282,6 @@ class LedgerService(mode.Service):
                 owned.heard_s = now_s
                 tick = encode_event(Tick(time.time() - self._settings.kafka.max_delay_s))
                 await self._ticks.send(self._cluster.topic("events"), tick, partition=partition)
-
-
-@lru_cache(maxsize=100_000)  # the events of a request come close together
-def _partition(request_id: str, n_partitions: int) -> int:
-    return murmur2_partition(request_id.encode(), n_partitions)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped

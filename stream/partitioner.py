@@ -6,6 +6,7 @@ agrees on this function; librdkafka's default is another one (it needs `partitio
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import unpack_from
 
 _SEED = 0x9747B28C
@@ -29,3 +30,9 @@ def murmur2_partition(key: bytes, n_partitions: int) -> int:
         h = (h ^ int.from_bytes(key[n_words << 2 :], "little")) * _MULTIPLIER & _MASK
     h = (h ^ h >> 13) * _MULTIPLIER & _MASK
     return ((h ^ h >> 15) & 0x7FFFFFFF) % n_partitions
+
+
+@lru_cache(maxsize=100_000)  # the events of a request come close together
+def request_partition(request_id: str, n_partitions: int) -> int:
+    """Return the partition of a request and of all impressions and clicks that follow from it."""
+    return murmur2_partition(request_id.encode(), n_partitions)

@@ -22,7 +22,7 @@ from features.priors import PriorTable, SettledRows, advance, lookup
 from infra.settings import Settings, registry_url
 from stream.announcement import newest_announcement
 from stream.blocks import PriorUpdate, encode_prior_update
-from stream.feed import Block, BlockFeed
+from stream.feed import Block, BlockFeed, saved_positions
 from stream.kafka import BLOCK_BYTES_MAX, Record
 from stream.roles import Cluster, delivered, find_cluster, log, make_app, run_app
 from stream.wiring import new_slides
@@ -72,7 +72,7 @@ class PriorService(mode.Service):
             registry = Registry(registry_url(self._settings))
             snapshot, manifest = registry.load(newest.latest, fields=self._settings.fields)
             self._table, self._counted_slide = snapshot.priors, snapshot.slide
-            positions = {int(p): offset for p, offset in manifest["context"]["positions"].items()}
+            positions = saved_positions(manifest)
         self._feed = BlockFeed(self._cluster, positions)
         async for block in self._feed.catch_up():
             self._count(block)
@@ -106,7 +106,6 @@ class PriorService(mode.Service):
             frame = frame.filter(is_new)
         if frame.is_empty():
             return
-        frame = frame.sort("settled_s")
         keys = encode(frame, self._settings.fields)
         rows = SettledRows.from_frame(frame, keys)
         to_s = max(self._table.as_of_s, float(rows.settled_s[-1]))

@@ -25,7 +25,7 @@ from models.train import use_threads
 from models.update import Learner, UpdateReport
 from models.window import Slide, Window
 from stream.announcement import Announcement, encode_announcement, newest_announcement
-from stream.feed import Block, BlockFeed
+from stream.feed import Block, BlockFeed, saved_positions
 from stream.kafka import Record
 from stream.plan import new_plan
 from stream.roles import SESSION_S, Cluster, RoleError, delivered, find_cluster, log, make_app, run_app
@@ -113,7 +113,7 @@ class TrainService(mode.Service):
         self._learner = Learner.resume(plan, latest, champion)
         self._window = Window(self._cluster.partitions, slides, first_open=latest.slide + 1)
         log.info("train: resumes after slide %d from %s", latest.slide, newest.latest)
-        return {int(partition): offset for partition, offset in manifest["context"]["positions"].items()}
+        return saved_positions(manifest)
 
     async def _add(self, block: Block) -> None:
         header = block.header

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from infra.settings import Settings, SettingsError
-from models.window import Slides
 from stream.logs.arrivals import Arrival, log_events
 from stream.logs.reader import RowCounts, read_rows
+from stream.wiring import new_slides
 
 
 def read_arrivals(
@@ -35,7 +35,7 @@ def read_arrivals(
     return log_events(
         frames,
         settings.fields,
-        Slides(slide_s=settings.window.slide_s, edges=settings.window.edges),
+        new_slides(settings),
         wait_s=settings.ledger.wait_s,
         disorder_s=settings.ledger.disorder_s,
         delay_mean_s=settings.log.click_delay_s.mean,
