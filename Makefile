@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTED := $(VENV)/.tested
+BENCH_VENV := .venv-bench
+BENCH_INSTALLED := $(BENCH_VENV)/.installed
 PACKAGES := features models stream infra freshrank
 CODE := $(PACKAGES) tests $(wildcard bench)
 # Every file that a test may depend on: all but what a machine makes for itself.
@@ -14,7 +16,7 @@ SOURCES = $(shell find . -type f -not -path './.*/*' -not -path '*/__pycache__/*
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench clean lock
+.PHONY: help install demo test test-all lint chaos bench clean lock
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -38,12 +40,15 @@ lint: install ## formatting, style, types, import contracts, and each package's 
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q tests/test_map.py
 
-bench: install ## measure speed and memory; JSON on standard output
+chaos: install ## kill, freeze and restart real processes, and prove that every label is as if quiet (up to 12 minutes)
+	@$(BIN)/python -m tests.chaos
+
+bench: install $(BENCH_INSTALLED) ## measure speed and memory; JSON on standard output
 	@$(BIN)/python -m bench
 
 clean: ## remove .venv, .freshrank and everything else that is not source
 	@test ! -x $(BIN)/freshrank || $(BIN)/freshrank broker stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .freshrank build dist *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) .freshrank build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
@@ -64,6 +69,13 @@ $(INSTALLED): requirements.lock pyproject.toml infra/kafka.lock
 		|| echo "The broker could not be prepared now; its first start tries again."
 	@touch $@
 
+# What the ledger is measured against, apart from the rest: it wants other versions of what we use.
+$(BENCH_INSTALLED): requirements-bench.lock | install
+	@$(PYTHON) -m venv $(BENCH_VENV)
+	@VIRTUAL_ENV=$(BENCH_VENV) $(BIN)/uv pip sync --require-hashes requirements-bench.lock \
+		|| $(BENCH_VENV)/bin/pip install --require-hashes -r requirements-bench.lock
+	@touch $@
+
 $(TESTED): $(SOURCES)
 	@$(MAKE) test
 
@@ -72,3 +84,6 @@ lock: install
 	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --universal --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--quiet --output-file requirements.lock
+	$(BIN)/uv pip compile --group bench --generate-hashes --universal --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--quiet --output-file requirements-bench.lock

@@ -48,7 +48,7 @@ def run_ledger(settings: Settings, events: list[Any]) -> list[Closed]:
 
 def encode_blocks(settings: Settings, blocks: list[Closed]) -> int:
     schema = row_schema(settings.fields)
-    return sum(len(encode_block(block.header, block.columns, schema)) for block in blocks)
+    return sum(len(encode_block(block.header, block.rows, schema)) for block in blocks)
 
 
 def count_priors(settings: Settings, slides: list[Slide]) -> PriorTable:
@@ -76,7 +76,7 @@ def stages(settings: Settings, bases: list[Path], limit: int | None) -> Iterator
     seconds, _ = timed(lambda: [decode_event(value) for value in raw])
     yield "JSON to events", seconds, len(events)
     seconds, blocks = timed(lambda: run_ledger(settings, events))
-    n_rows = sum(len(block.columns["click"]) for block in blocks)
+    n_rows = sum(len(block.rows["click"]) for block in blocks)
     yield "ledger", seconds, len(events)
     seconds, _ = timed(lambda: encode_blocks(settings, blocks))
     yield "blocks to bytes", seconds, n_rows

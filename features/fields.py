@@ -69,6 +69,32 @@ def slot_counts(fields: Sequence[Field]) -> tuple[int, ...]:
     return tuple(width(field) for field in fields)
 
 
+def shard_fields(fields: Sequence[Field], n_shards: int) -> tuple[int, ...]:
+    """Return which of `n_shards` shards each field belongs to: about as many slots for each, and no shard empty.
+
+    A cross goes with its first part: so a shard encodes little that it does not count.
+
+    Raises:
+        ValueError: If there are more shards than fields that events carry.
+    """
+    raw = raw_fields(fields)
+    if not 1 <= n_shards <= len(raw):
+        raise ValueError(f"priors must have 1 to {len(raw)} shards (fields other than crosses), got {n_shards}")
+    slots = {field.name: 0 for field in raw}
+    for field, width in zip(fields, slot_counts(fields), strict=True):
+        slots[_lead(field)] += width
+    load = [0] * n_shards
+    shard: dict[str, int] = {}
+    for name in sorted(slots, key=lambda name: -slots[name]):  # stable: the order of the fields breaks ties
+        shard[name] = load.index(min(load))
+        load[shard[name]] += slots[name]
+    return tuple(shard[_lead(field)] for field in fields)
+
+
+def _lead(field: Field) -> str:
+    return field.of[0] if field.side == "cross" else field.name
+
+
 def check_fields(fields: Sequence[Field]) -> None:
     """Check that the fields can be encoded together.
 

@@ -4,8 +4,9 @@ Owns how strongly a rate leans on its parent (estimated from the data) and the t
 where counts come from or which network reads them.
 
 Invariants: a rate leans on the rate of the same value in the next longer memory, the longest memory on the next
-coarser level or on the overall rate, so a value without counts says nothing but its parent; no constant of a transform
-depends on the data, so training and serving cannot drift apart; every input is finite.
+coarser level or on the overall rate, so a value without counts says nothing but its parent; clicks above the
+impressions (added late, when their impressions had decayed) count as much as those; no constant of a transform depends
+on the data, so training and serving cannot drift apart; every input is finite.
 
 Shape legend: `N` rows, `S` slots, `F` fields, `H` half-lives, `P` dense inputs.
 """
@@ -45,7 +46,8 @@ def estimate_strength(table: PriorTable) -> PriorTable:
     strength = np.full(table.strength.shape, STRENGTH_DEFAULT)
     for h in range(n_half_lives):
         known = table.n[:, h] >= EVIDENCE_MIN
-        field, n, c = table.field[known], table.n[known, h], table.c[known, h]
+        field, n = table.field[known], table.n[known, h]
+        c = np.minimum(table.c[known, h], n)
 
         def total(weight: Floats, field: npt.NDArray[np.int16] = field) -> Floats:
             return np.bincount(field, weight, minlength=n_fields).astype(np.float64)
@@ -127,7 +129,8 @@ def _dense_inputs(
 def _rate(n: Floats, c: Floats, parent: Floats, strength: Floats) -> Floats:
     """Return the posterior rate as a logit: the parent's worth `strength` impressions, plus the counts."""
     prior = 1.0 / (1.0 + np.exp(-parent))
-    clicks, others = c + strength * prior, np.maximum(n - c, 0.0) + strength * (1.0 - prior)
+    c = np.minimum(c, n)
+    clicks, others = c + strength * prior, n - c + strength * (1.0 - prior)
     logits: Floats = np.clip(np.log(clicks) - np.log(others), -LOGIT_MAX, LOGIT_MAX)
     return logits
 

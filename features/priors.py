@@ -1,11 +1,15 @@
 """Feature priors: decayed impressions and clicks of every value.
 
-Owns the arithmetic on count tables: add, decay, look up, merge. Must not know networks, vocabularies or where rows
+Owns the arithmetic on count tables: add, decay, look up. Must not know networks, vocabularies or where rows
 come from. What many rows see at their own moments is features/point_in_time.py, what counts say features/posteriors.py.
 
-Invariants: an impression counts (1, click) from the moment it settles and halves with each half-life of event time;
-counts at t hold what settled at or before t and nothing else; sums run in one fixed order; nothing is subtracted, so
-nothing cancels, and no power grows, so nothing overflows however long the span.
+Invariants: an impression counts (1, click) from the moment it settles and halves with each half-life of event time; a
+row that corrects one adds (0, 1) from its own moment; counts at t hold what settled at or before t and nothing else;
+sums run in one fixed order; nothing is subtracted, so nothing cancels, and no power grows, so nothing overflows however
+long the span.
+
+A corrected impression has decayed a little when its click is added, so c may exceed n; whoever makes a rate of them
+clips (features/posteriors.py).
 
 Shape legend: `N` rows, `M` settled rows, `S` slots, `H` half-lives, `V` values, `U` some of them.
 """
@@ -28,6 +32,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 STRENGTH_DEFAULT = 20.0  # impressions that a prior is worth before the data says otherwise; chosen by hand
+CORRECTION = "late_corrected"  # the kind of a row that corrects an impression counted before
 NEGLIGIBLE = 2.0**-64  # a weight below this adds nothing to a double; as zero it costs no denormal arithmetic
 
 
@@ -37,7 +42,7 @@ class Counts:
 
     Attributes:
         n: (N, S, H).
-        c: (N, S, H), 0 <= c <= n.
+        c: (N, S, H), >= 0; above n only by clicks that were added late.
         root_n: Overall impressions, (N, H).
         root_c: Overall clicks, (N, H).
     """
@@ -56,30 +61,31 @@ class SettledRows:
         keys: (M, S).
         settled_s: When the label became known, ascending, (M,).
         click: 0 or 1, (M,).
+        impression: 1, or 0 for a row that corrects an impression counted before, (M,).
     """
 
     keys: Keys
     settled_s: Floats
     click: Floats
+    impression: Floats
 
     @classmethod
     def empty(cls, n_slots: int) -> SettledRows:
         """Return no rows."""
-        return cls(np.zeros((0, n_slots), np.uint64), np.zeros(0), np.zeros(0))
+        return cls(np.zeros((0, n_slots), np.uint64), np.zeros(0), np.zeros(0), np.zeros(0))
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame, keys: Keys) -> SettledRows:
         """Return the rows of a frame of examples, put into order, with their keys."""
         settled_s, click = frame["settled_s"].to_numpy(), frame["click"].to_numpy().astype(np.float64)
-        if np.all(settled_s[1:] >= settled_s[:-1]):
-            return cls(keys, settled_s, click)
-        order = np.argsort(settled_s, kind="stable")
-        return cls(keys[order], settled_s[order], click[order])
+        impression = (frame["kind"] != CORRECTION).to_numpy().astype(np.float64)
+        return in_order([cls(keys, settled_s, click, impression)])
 
     def between(self, after_s: float, up_to_s: float) -> SettledRows:
         """Return the rows with after_s < settled_s <= up_to_s."""
         first, last = np.searchsorted(self.settled_s, [after_s, up_to_s], side="right")
-        return SettledRows(self.keys[first:last], self.settled_s[first:last], self.click[first:last])
+        rows = slice(first, last)
+        return SettledRows(self.keys[rows], self.settled_s[rows], self.click[rows], self.impression[rows])
 
     def followed_by(self, later: SettledRows) -> SettledRows:
         """Return these rows and then the later ones."""
@@ -87,7 +93,19 @@ class SettledRows:
             np.concatenate([self.keys, later.keys]),
             np.concatenate([self.settled_s, later.settled_s]),
             np.concatenate([self.click, later.click]),
+            np.concatenate([self.impression, later.impression]),
         )
+
+
+def in_order(parts: Sequence[SettledRows]) -> SettledRows:
+    """Return the rows of several parts, one at least, put into order; rows that settled together keep theirs."""
+    names = [field.name for field in dataclasses.fields(SettledRows)]
+    columns = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
+    rows = SettledRows(*columns)
+    if np.all(rows.settled_s[1:] >= rows.settled_s[:-1]):
+        return rows
+    order = np.argsort(rows.settled_s, kind="stable")
+    return SettledRows(*(column[order] for column in columns))
 
 
 @dataclass(frozen=True)
@@ -178,18 +196,22 @@ def advance(
     values, code = codes(rows.keys[row, slot])
     field = np.zeros(len(values), np.int16)
     field[code] = slot_field[slot]
-    sums = [_sum_by(code, w[row], len(values)) for w in (weight, weight * rows.click[:, None])]
-    table = _put(table, values, field, *sums, add=True)
-    root_n, root_c = weight.sum(axis=0), (weight * rows.click[:, None]).sum(axis=0)
-    table = dataclasses.replace(table, root_n=table.root_n + root_n, root_c=table.root_c + root_c)
-    return _forget(table, evidence_min) if evidence_min > 0.0 else table
+    n, c = weight * rows.impression[:, None], weight * rows.click[:, None]  # (M, H) each
+    table = _put(table, values, field, *(_sum_by(code, w[row], len(values)) for w in (n, c)), add=True)
+    table = dataclasses.replace(table, root_n=table.root_n + n.sum(axis=0), root_c=table.root_c + c.sum(axis=0))
+    return forget(table, evidence_min) if evidence_min > 0.0 else table
 
 
-def merge(table: PriorTable, other: PriorTable) -> PriorTable:
-    """Return the sum of two tables about different rows, at the later of their moments."""
-    table, other = _decayed(table, other.as_of_s), _decayed(other, table.as_of_s)
-    summed = _put(table, other.keys, other.field, other.n, other.c, add=True)
-    return dataclasses.replace(summed, root_n=table.root_n + other.root_n, root_c=table.root_c + other.root_c)
+def forget(table: PriorTable, evidence_min: float) -> PriorTable:
+    """Return the table without the values whose impressions in the longest memory are below `evidence_min`."""
+    return select(table, table.evidence >= evidence_min)
+
+
+def select(table: PriorTable, wanted: npt.NDArray[np.bool_]) -> PriorTable:
+    """Return the table with the counts of some values alone; the root keeps its counts."""
+    return dataclasses.replace(
+        table, keys=table.keys[wanted], field=table.field[wanted], n=table.n[wanted], c=table.c[wanted]
+    )
 
 
 def set_counts(  # noqa: PLR0917  # the columns of one update, in their order
@@ -250,11 +272,6 @@ def _decayed(table: PriorTable, to_s: float) -> PriorTable:
         root_n=table.root_n * left,
         root_c=table.root_c * left,
     )
-
-
-def _forget(table: PriorTable, evidence_min: float) -> PriorTable:
-    keep = table.evidence >= evidence_min
-    return dataclasses.replace(table, keys=table.keys[keep], field=table.field[keep], n=table.n[keep], c=table.c[keep])
 
 
 def _put(table: PriorTable, keys: Keys, field: npt.NDArray[np.int16], n: Floats, c: Floats, *, add: bool) -> PriorTable:

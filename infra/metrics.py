@@ -9,9 +9,12 @@ group belongs to one registry, so that two services in one process do not add up
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import start_http_server
+from prometheus_client.registry import Collector
 
 ROUTES = ("rank", "events", "healthz", "readyz", "metrics", "other")
 EVENT_TYPES = ("request", "impression", "click")
@@ -19,9 +22,43 @@ EVENT_OUTCOMES = ("written", "refused", "unavailable")
 SNAPSHOT_OUTCOMES = ("swapped", "refused", "unreachable")
 RECORD_OUTCOMES = ("applied", "refused")
 FOLLOWED = ("snapshots", "catalog", "prior-updates")
+ROW_KINDS = ("clicked", "expired_negative", "late_corrected")
+# What a partition's ledger says of itself: metric, help, and per label value the key of its states.
+LEDGER_COUNTERS = {
+    "freshrank_ledger_records": (
+        "Records of events, by what they were",
+        "outcome",
+        ("requests", "impressions", "clicks", "ticks", "duplicates", "dead_letters"),
+    ),
+    "freshrank_ledger_rows": ("Rows written, by kind", "kind", ("clicked", "expired_negative", "corrected")),
+    "freshrank_ledger_clicks": ("Clicks, by what became of them", "outcome", ("matched", "repeated", "late", "orphan")),
+    "freshrank_ledger_early": (
+        "What a limit took before its time: rows, requests, candidates",
+        "what",
+        ("expired_early", "forgotten_early", "candidates_cut"),
+    ),
+}
+LEDGER_GAUGES = {
+    "freshrank_ledger_waiting_count": ("Pending impressions and held clicks", "what", ("pending", "held")),
+    "freshrank_ledger_known_count": ("Requests that are not forgotten", "what", ("requests_known",)),
+    "freshrank_ledger_known_bytes": ("Bytes of their records", "what", ("bytes_known",)),
+    "freshrank_ledger_clock_timestamp_seconds": (
+        "Event time that is settled (watermark) and forgotten (horizon)",
+        "clock",
+        ("watermark_s", "horizon_s"),
+    ),
+    "freshrank_ledger_violations_count": (
+        "By how much a conservation law is broken; anything but 0 is a fault",
+        "law",
+        ("impressions_law", "clicks_law", "records_law"),
+    ),
+}
+PUSH_OUTCOMES = ("pushed", "older", "dropped", "failed")
 
 # From a fifth of a millisecond to where nobody waits any more.
 LATENCY_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# From what a publication takes to far beyond the time that a click is waited for.
+DELAY_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 CANDIDATE_BUCKETS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
@@ -65,6 +102,14 @@ class ServeMetrics:
         self.counts_as_of_s = Gauge(
             "freshrank_prior_counts_timestamp_seconds", "Event time of the counts in use", registry=registry
         )
+        self.counts_delay_s = Histogram(
+            "freshrank_prior_counts_delay_seconds",
+            "Until counts are under the scores: since they were published, and (live clock) since the newest label in"
+            " them settled",
+            ["since"],
+            buckets=DELAY_BUCKETS_S,
+            registry=registry,
+        )
         self.prior_values = Gauge("freshrank_prior_values_count", "Values with counts in use", registry=registry)
         self.catalog_ads = Gauge("freshrank_catalog_ads_count", "Active ads held in memory", registry=registry)
         self.records = Counter(
@@ -83,6 +128,80 @@ class ServeMetrics:
         _preset(self.snapshots, SNAPSHOT_OUTCOMES)
         _preset(self.records, FOLLOWED, RECORD_OUTCOMES)
         _preset(self.failures, FOLLOWED)
+
+
+class PriorMetrics:
+    """What the live priors export."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register the group."""
+        self.registry = registry
+        self.rows = Counter("freshrank_prior_rows_total", "Rows counted, by kind", ["kind"], registry=registry)
+        self.newest_s = Gauge(
+            "freshrank_prior_newest_timestamp_seconds",
+            "Event time at which the newest example counted had settled",
+            registry=registry,
+        )
+        self.values = Gauge("freshrank_prior_table_values_count", "Values with counts", registry=registry)
+        self.published = Counter(
+            "freshrank_prior_values_published_total", "Values whose counts were published", registry=registry
+        )
+        self.publish_lag_s = Histogram(
+            "freshrank_prior_publish_lag_seconds",
+            "From the append of the oldest examples not yet published until their counts are in prior-updates",
+            buckets=DELAY_BUCKETS_S,
+            registry=registry,
+        )
+        self.pushed = Counter(
+            "freshrank_store_users_total",
+            "Users on their way into the store: pushed, older than what it holds, dropped (too many wait), failed",
+            ["outcome"],
+            registry=registry,
+        )
+        self.push_s = Histogram(
+            "freshrank_store_push_seconds",
+            "How long a batch of users takes into the store",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        _preset(self.rows, ROW_KINDS)
+        _preset(self.pushed, PUSH_OUTCOMES)
+
+
+class LedgerMetrics(Collector):
+    """What a ledger worker exports: the cumulative counts of its partitions, read when Prometheus asks."""
+
+    def __init__(self, registry: CollectorRegistry, states: Callable[[], Mapping[int, Mapping[str, float]]]) -> None:
+        """Register the group; `states` gives each owned partition's numbers by the keys of the tables above."""
+        self._states = states
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all families as they stand."""
+        states = self._states()
+        families: list[tuple[dict[str, tuple[str, str, tuple[str, ...]]], type[Metric]]] = [
+            (LEDGER_COUNTERS, CounterMetricFamily),
+            (LEDGER_GAUGES, GaugeMetricFamily),
+        ]
+        for table, kind in families:
+            for name, (text, label, keys) in table.items():
+                family = kind(name, text, labels=["partition", label])  # type: ignore[call-arg]  # both take labels
+                for partition, state in states.items():
+                    for key in keys:
+                        family.add_metric([str(partition), key.removesuffix("_law")], state[key])  # type: ignore[attr-defined]
+                yield family
+
+
+def serve_metrics(registry: CollectorRegistry, port: int) -> None:
+    """Answer Prometheus on a port of all addresses, from a thread of its own, as long as the process lives.
+
+    Raises:
+        ValueError: If the port cannot be had.
+    """
+    try:
+        start_http_server(port, registry=registry)
+    except OSError as error:
+        raise ValueError(f"--metrics-port must be a free port, got {port}: {error.strerror}; choose another") from None
 
 
 def expose(registry: CollectorRegistry) -> tuple[bytes, str]:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from features.fields import Field, check_fields
+from features.fields import Field, check_fields, id_field
 
 STATE_DIR_DEFAULT = ".freshrank"
 PARTITIONS_MAX = 10_000  # chosen by hand: far beyond what one topic bears, near what a slip of the keyboard gives
@@ -73,14 +73,33 @@ class LogSettings(_Section, frozen=True):
 
 
 class LedgerSettings(_Section, frozen=True):
-    """[ledger]: how long an impression waits for its click, and when a block closes."""
+    """[ledger]: how long an impression waits for its click, when a block closes, and the limits of a partition.
+
+    Attributes:
+        late_clicks: `wait`: clicks after `wait_s` are counted only; `correct`: they write a correcting row.
+        pending_max: Impressions that may wait for their click; beyond it the oldest expire early.
+        known_max: Requests that may be known (the horizon of repeats and late clicks); the oldest are forgotten early.
+        known_bytes_max: Bytes of their records.
+        candidates_max: Candidates of a request that are kept; the rest is cut.
+        token_key_env: The variable that holds the keys of tokens, newest first, with commas between; empty: impressions
+            and clicks need no token.
+        token_ttl_s: Event time for which a token holds.
+        requeue_max: How often a dead letter's record may be sent again.
+    """
 
     wait_s: float = 60.0
     grace_s: float = 60.0
     disorder_s: float = 1.0
-    late_clicks: Literal["wait"] = "wait"
+    late_clicks: Literal["wait", "correct"] = "wait"
     block_rows: int = 4096
     block_s: float = 1.0
+    pending_max: int = 1_000_000
+    known_max: int = 2_000_000
+    known_bytes_max: int = 2**28
+    candidates_max: int = 5_000
+    token_key_env: str = ""
+    token_ttl_s: float = 86_400.0
+    requeue_max: int = 3
 
 
 class WindowSettings(_Section, frozen=True):
@@ -186,6 +205,7 @@ class KafkaSettings(_Section, frozen=True):
         prefix: Stands before each topic and group; empty means the deployment's name.
         max_delay_s: (live) how late an event may arrive; bounds the ticks of silent partitions.
         max_ahead_s: (live) how far an event's time may lie after its append time.
+        retention_s: How long topics keep what was appended; a resume needs more than 2 x (wait_s + grace_s).
     """
 
     bootstrap_servers: str = ""
@@ -195,6 +215,90 @@ class KafkaSettings(_Section, frozen=True):
     partitions: int = 4
     max_delay_s: float = 60.0
     max_ahead_s: float = 60.0
+    retention_s: float = 604_800.0
+
+
+class StoreSettings(_Section, frozen=True):
+    """[store]: what the live priors know of users, for the ranking service and others, in a feature store.
+
+    Attributes:
+        kind: `none`, or `feast`.
+        redis_url: redis://HOST:PORT/DB; empty: a SQLite file in the state directory, for processes of one machine.
+        push_s: How often (append time) users that have changed are pushed.
+        max_age_s: What is older than this (event time) is not used.
+        users_max: Users that may wait to be pushed; beyond it the ones that changed first are dropped.
+    """
+
+    kind: Literal["none", "feast"] = "none"
+    redis_url: str = ""
+    push_s: float = 10.0
+    max_age_s: float = 604_800.0
+    users_max: int = 100_000
+
+
+class BridgeClicks(_Section, frozen=True):
+    """[bridge.clicks]: how the records of a topic of the user's own are read as clicks; paths are `a.b[0].c`.
+
+    Attributes:
+        topic: Its full name.
+        time: Path of the event time.
+        key: Path, or several, of what names the request; the same values in both topics.
+        ad_id: Path of the ad's id.
+        position: Path of the place in the list; empty: each record has the default.
+        defaults: What holds where a path leads to nothing: `position`.
+    """
+
+    topic: str
+    time: str
+    key: str | tuple[str, ...]
+    ad_id: str
+    time_unit: Literal["s", "ms", "us", "iso"] = "s"
+    position: str = ""
+    defaults: dict[str, Any] = {}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The paths of the key."""
+        return (self.key,) if isinstance(self.key, str) else self.key
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Every path by what it is for."""
+        named = {"time": self.time, "ad_id": self.ad_id} | {f"key[{n}]": key for n, key in enumerate(self.keys)}
+        return named | ({"position": self.position} if self.position else {})
+
+
+class BridgeImpressions(BridgeClicks, frozen=True):
+    """[bridge.impressions]: the same for impressions, with the values that they were ranked on.
+
+    Attributes:
+        propensity: Path of the probability with which the ad was put there; empty: each record has the default.
+        values: Path by field.
+        defaults: `position`, `propensity`, and by field.
+    """
+
+    propensity: str = ""
+    values: dict[str, str] = {}
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Every path by what it is for."""
+        named = super().paths | {f"values.{name}": path for name, path in self.values.items()}
+        return named | ({"propensity": self.propensity} if self.propensity else {})
+
+
+class BridgeSettings(_Section, frozen=True):
+    """[bridge]: impressions and clicks from two topics of the user's own.
+
+    Attributes:
+        align_s: How far a partition may be ahead of the others in event time.
+        idle_s: How long a partition at its end is waited for, wall time.
+    """
+
+    impressions: BridgeImpressions
+    clicks: BridgeClicks
+    align_s: float = 1.0
+    idle_s: float = 1.0
 
 
 class RegistrySettings(_Section, frozen=True):
@@ -218,7 +322,9 @@ class Settings(_Section, frozen=True):
     gate: GateSettings = GateSettings()
     serve: ServeSettings = ServeSettings()
     kafka: KafkaSettings = KafkaSettings()
+    store: StoreSettings = StoreSettings()
     registry: RegistrySettings = RegistrySettings()
+    bridge: BridgeSettings | None = None
 
     @property
     def prefix(self) -> str:
@@ -273,12 +379,28 @@ def to_plan(settings: Settings) -> dict[str, Any]:
     plan: dict[str, Any] = msgspec.to_builtins(settings) | {"prefix": settings.prefix}
     security = plan["kafka"]["security"]
     plan["kafka"]["security"] = {key: "***" if key == "sasl_password" else value for key, value in security.items()}
+    plan["store"]["redis_url"] = re.sub("://.*@", "://***@", plan["store"]["redis_url"])
     return plan
 
 
 def state_dir() -> Path:
     """Return the directory for everything that freshrank keeps on this machine (`FRESHRANK_HOME`)."""
     return Path(os.environ.get("FRESHRANK_HOME", STATE_DIR_DEFAULT)).absolute()
+
+
+def token_keys(settings: Settings) -> tuple[bytes, ...]:
+    """Return the keys of tokens, the one that signs first; empty when none are demanded.
+
+    Raises:
+        SettingsError: If `[ledger] token_key_env` names a variable that is not set.
+    """
+    name = settings.ledger.token_key_env
+    if not name:
+        return ()
+    keys = tuple(key.strip().encode() for key in os.environ.get(name, "").split(",") if key.strip())
+    if not keys:
+        raise SettingsError(f"[ledger] token_key_env must name a variable that holds keys, got none in {name}; set it")
+    return keys
 
 
 def registry_url(settings: Settings) -> str:
@@ -301,8 +423,9 @@ _KINDS = {
 def _section_type(name: str) -> type[msgspec.Struct] | None:
     """Return the section of that name, None for keys that are no section."""
     default = next(f for f in msgspec.structs.fields(Settings) if f.name == name).default
-    if name == "log":
-        return LogSettings
+    optional: dict[str, type[msgspec.Struct]] = {"log": LogSettings, "bridge": BridgeSettings}
+    if name in optional:
+        return optional[name]
     return type(default) if isinstance(default, msgspec.Struct) else None
 
 
@@ -339,15 +462,19 @@ def _place(path: str) -> str:
         return f"[[{item[1]}]] number {int(item[2]) + 1} {key}".rstrip() + " "
     if section and _section_type(section) is None:
         return f"{section} "
+    table, _, inner = key.partition(".")
+    if section == "bridge" and table in ("impressions", "clicks"):
+        return f"[bridge.{table}] {inner} " if inner else _label(f"bridge.{table}")
     return f"[{section}] {key} " if key else _label(section)
 
 
 def _choices(path: str) -> tuple[str, ...]:
     """Return what a key with a closed list of values may be."""
     section, _, key = path.partition(".")
-    owner = Field if section.startswith("fields[") else _section_type(section)
-    assert owner is not None, "only sections and fields hold closed lists"
-    kind = next(field.type for field in msgspec.structs.fields(owner) if field.name == key.split("[")[0])
+    kind: Any = Field if section.startswith("fields[") else _section_type(section)
+    for name in key.split("."):
+        assert kind is not None, "only sections and fields hold closed lists"
+        kind = next(field.type for field in msgspec.structs.fields(kind) if field.name == name.split("[")[0])
     return get_args(kind)
 
 
@@ -367,18 +494,15 @@ def _check_values(settings: Settings) -> None:
                 f'{key} must be letters, digits, ".", "_" or "-" (it names topics and files), got "{value}"'
             )
     _check_window(settings.window)
-    if settings.log is not None:
-        _check_log(settings.log)
+    _check_sources(settings)
     names = {field.name for field in settings.fields}
     if "" in names:
         raise SettingsError("[[fields]] name must be the name of a column, got an empty one")
     for level in settings.priors.levels:
         if level not in names:
             raise SettingsError(f'[priors] levels must name fields, got "{level}"; fields: {", ".join(sorted(names))}')
-    for name in settings.kafka.security:
-        if name not in _SECURITY_KEYS:
-            known = ", ".join(_SECURITY_KEYS)
-            raise SettingsError(f'[kafka] security must hold known keys only, got "{name}"; known: {known}')
+    _check_store(settings)
+    _check_kafka(settings)
     if settings.model.forget_min > settings.model.admit_min:
         _impossible("[model] forget_min", f"be <= admit_min ({settings.model.admit_min})", settings.model.forget_min)
     low, high = settings.gate.calibration
@@ -413,6 +537,35 @@ def _with_secrets(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, kafka=kafka)
 
 
+def _check_kafka(settings: Settings) -> None:
+    least_s = 2.0 * (settings.ledger.wait_s + settings.ledger.grace_s)
+    if settings.kafka.retention_s <= least_s:
+        _impossible("[kafka] retention_s", f"be > 2 x (wait_s + grace_s) = {least_s}", settings.kafka.retention_s)
+    for name in settings.kafka.security:
+        if name not in _SECURITY_KEYS:
+            known = ", ".join(_SECURITY_KEYS)
+            raise SettingsError(f'[kafka] security must hold known keys only, got "{name}"; known: {known}')
+
+
+def _check_store(settings: Settings) -> None:
+    if settings.store.kind != "none" and id_field(settings.fields, "user") is None:
+        raise SettingsError(
+            '[store] kind must be "none" unless [[fields]] holds one of side = "user", kind = "category" (the user\'s'
+            f' id), got "{settings.store.kind}"'
+        )
+    url = settings.store.redis_url
+    if url and not re.fullmatch(r"rediss?://([^/\s@]*@)?[^/\s@]+(/\d+)?", url):
+        hidden = re.sub("://.*@", "://***@", url)
+        raise SettingsError(f'[store] redis_url must be like redis://[:PASSWORD@]HOST:PORT[/DB], got "{hidden}"')
+
+
+def _check_sources(settings: Settings) -> None:
+    if settings.log is not None:
+        _check_log(settings.log)
+    if settings.bridge is not None:
+        _check_bridge(settings.bridge, settings)
+
+
 def _check_log(log: LogSettings) -> None:
     if not log.files:
         _impossible("[log] files", "name at least one file", [])
@@ -429,11 +582,67 @@ def _check_log(log: LogSettings) -> None:
         raise SettingsError(f'[log] separator must be one ASCII character, got "{log.separator}"')
 
 
+_PATH = re.compile(r"[^.\[\]]+(\[\d+\])*(\.[^.\[\]]+(\[\d+\])*)*")
+
+
+def _check_bridge(bridge: BridgeSettings, settings: Settings) -> None:
+    for key, value in (("align_s", bridge.align_s), ("idle_s", bridge.idle_s)):
+        if not (value >= 0.0 and math.isfinite(value)):
+            _impossible(f"[bridge] {key}", "be >= 0", value)
+    if bridge.align_s > settings.ledger.disorder_s:
+        rule = f"be <= [ledger] disorder_s ({settings.ledger.disorder_s}): what is behind would be late"
+        _impossible("[bridge] align_s", rule, bridge.align_s)
+    impressions, clicks = bridge.impressions, bridge.clicks
+    for name, source in (("impressions", impressions), ("clicks", clicks)):
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", source.topic):
+            _impossible(f"[bridge.{name}] topic", "be the full name of a topic", f'"{source.topic}"')
+        if not source.keys:
+            _impossible(f"[bridge.{name}] key", "name at least one path", [])
+        for key, path in source.paths.items():
+            if not _PATH.fullmatch(path):
+                _impossible(f"[bridge.{name}] {key}", "be a path such as user.ids[0]", f'"{path}"')
+    if impressions.topic == clicks.topic:
+        _impossible("[bridge.clicks] topic", "be another than that of the impressions", f'"{clicks.topic}"')
+    if len(impressions.keys) != len(clicks.keys):
+        rule = f"have as many paths as [bridge.impressions] key ({len(impressions.keys)})"
+        _impossible("[bridge.clicks] key", rule, len(clicks.keys))
+    if bool(impressions.position) != bool(clicks.position):
+        rule = "stand in both topics or in none: it names the impression"
+        _impossible("[bridge.clicks] position", rule, f'"{clicks.position}"')
+    _check_bridge_values(impressions, clicks, settings.fields)
+
+
+def _check_bridge_values(impressions: BridgeImpressions, clicks: BridgeClicks, fields: tuple[Field, ...]) -> None:
+    raw = [field.name for field in fields if field.side != "cross"]
+    for name in impressions.values:
+        if name not in raw:
+            _impossible("[bridge.impressions] values", f"name fields ({', '.join(raw)})", f'"{name}"')
+    known = ("position", "propensity", *impressions.values)
+    for name in impressions.defaults:
+        if name not in known:
+            _impossible("[bridge.impressions] defaults", f"name {', '.join(known)}", f'"{name}"')
+    for name in clicks.defaults:
+        if name != "position":
+            _impossible("[bridge.clicks] defaults", "name position", f'"{name}"')
+    for table, source in (("impressions", impressions), ("clicks", clicks)):
+        position = source.defaults.get("position", 0)
+        if type(position) is not int or position < 0:
+            _impossible(f"[bridge.{table}] defaults.position", "be a whole number >= 0", position)
+    propensity = impressions.defaults.get("propensity", 1.0)
+    if type(propensity) not in (int, float) or not 0.0 < propensity <= 1.0:
+        _impossible("[bridge.impressions] defaults.propensity", "be in (0, 1]", propensity)
+
+
 def _check_positive(settings: Settings) -> None:
     positive: list[tuple[str, float]] = [
         ("[ledger] wait_s", settings.ledger.wait_s),
         ("[ledger] block_rows", settings.ledger.block_rows),
         ("[ledger] block_s", settings.ledger.block_s),
+        ("[ledger] pending_max", settings.ledger.pending_max),
+        ("[ledger] known_max", settings.ledger.known_max),
+        ("[ledger] known_bytes_max", settings.ledger.known_bytes_max),
+        ("[ledger] candidates_max", settings.ledger.candidates_max),
+        ("[ledger] token_ttl_s", settings.ledger.token_ttl_s),
         ("[priors] publish_s", settings.priors.publish_s),
         ("[model] dim", settings.model.dim),
         ("[update] batch_rows", settings.update.batch_rows),
@@ -448,6 +657,9 @@ def _check_positive(settings: Settings) -> None:
         ("[serve] body_bytes_max", settings.serve.body_bytes_max),
         ("[serve] top", settings.serve.top),
         ("[kafka] partitions", settings.kafka.partitions),
+        ("[store] push_s", settings.store.push_s),
+        ("[store] max_age_s", settings.store.max_age_s),
+        ("[store] users_max", settings.store.users_max),
         ("[registry] keep", settings.registry.keep),
     ]
     positive += [("[priors] half_lives_s", value) for value in settings.priors.half_lives_s]
@@ -455,6 +667,7 @@ def _check_positive(settings: Settings) -> None:
     at_least_zero: list[tuple[str, float]] = [
         ("[ledger] grace_s", settings.ledger.grace_s),
         ("[ledger] disorder_s", settings.ledger.disorder_s),
+        ("[ledger] requeue_max", settings.ledger.requeue_max),
         ("[window] slide_s", settings.window.slide_s),
         ("[window] window_s", settings.window.window_s),
         ("[window] warmup_s", settings.window.warmup_s),
@@ -467,6 +680,7 @@ def _check_positive(settings: Settings) -> None:
         ("[serve] port", settings.serve.port),
         ("[kafka] max_delay_s", settings.kafka.max_delay_s),
         ("[kafka] max_ahead_s", settings.kafka.max_ahead_s),
+        ("[kafka] retention_s", settings.kafka.retention_s),
     ]
     if settings.log is not None:
         at_least_zero.append(("[log] click_delay_s.mean", settings.log.click_delay_s.mean))

@@ -4,7 +4,8 @@ Owns which rows count as examples, whose they are, and the law that a label come
 networks.
 
 Invariants: an example sees the counts as of its request, so neither its own label nor that of a row beside it; a row
-whose moment is too old for exact counts is no example (it still counts once it has settled).
+whose moment is too old for exact counts is no example (it still counts once it has settled); a row that corrects an
+impression is no example either, it adds its click to the counts and nothing more.
 
 Shape legend: `N` examples, `S` slots.
 """
@@ -20,7 +21,7 @@ import polars as pl
 from features.encode import Keys, encode, hash_strings, mix
 from features.fields import Field, id_field, slot_counts
 from features.point_in_time import point_in_time
-from features.priors import Counts, Floats, Ints, SettledRows
+from features.priors import CORRECTION, Counts, Floats, Ints, SettledRows
 from models.snapshot import Snapshot
 from models.window import Slide
 
@@ -30,7 +31,7 @@ class Examples:
     """What is learnt of a slide.
 
     Attributes:
-        settled: All rows that settled since the counts' moment, those that are no examples included.
+        settled: All rows that settled since the counts' moment: those too old to be examples and corrections included.
         keys: (N, S).
         counts: What had settled when each example was shown.
         clicks: 0 or 1, (N,).
@@ -49,7 +50,8 @@ class Examples:
 def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
     """Return the rows of a slide that can be scored and learnt by models that go on from a snapshot.
 
-    Rows shown before the moment of the snapshot's counts are left out: what had settled then is not known any more.
+    Rows shown before the moment of the snapshot's counts are left out: what had settled then is not known any more. So
+    are corrections of impressions that were examples before.
 
     Raises:
         ValueError: If a row settled when it was shown or before: its own label would be among its inputs.
@@ -58,6 +60,8 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
     _check_delay(slide)
     keys = encode(frame, before.fields)
     settled = before.recent.followed_by(SettledRows.from_frame(frame, keys))
+    if (is_correction := (frame["kind"] == CORRECTION).to_numpy()).any():
+        frame, keys = frame.filter(~is_correction), keys[~is_correction]
     shown_s = frame.select(pl.col("time_s").min().over("request_id")).to_series().to_numpy()  # as of the request
     fresh = shown_s >= before.base.as_of_s
     if not fresh.all():

@@ -3,7 +3,8 @@
 Owns the two pointers, `latest` (the lineage that learns) and `champion` (what serves), and the order of the step. Must
 not know where slides come from, where snapshots go or what time it is.
 
-Invariants: a slide is scored by models that have not seen it, on counts that had settled when each row was shown; the
+Invariants: a slide is scored by models that have not seen it, on counts that had settled when each row was shown; rows
+that correct an earlier impression are counts and nothing else: never learnt, scored or evidence for the gate; the
 state after a slide is a function of the slides so far; a learner resumed from its snapshots goes on with the same bits.
 
 Shape legend: `N` rows, `S` slots.
@@ -18,12 +19,13 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 
 from features.encode import slot_fields
 from features.fields import Field, slot_counts
 from features.posteriors import estimate_strength
-from features.priors import PriorTable, SettledRows, advance
+from features.priors import CORRECTION, PriorTable, SettledRows, advance
 from features.vocabulary import Vocabulary, revise
 from models.batch import Inputs, Predictor, make_inputs
 from models.evaluate import Evaluation, evaluate
@@ -93,8 +95,8 @@ class UpdateReport:
         slide: Number of the slide.
         start_s: Where it begins.
         end_s: Where it ends.
-        rows: Rows in it.
-        clicks: Clicks in it.
+        rows: Impressions that settled in it.
+        clicks: How many of them were clicked by then.
         champion: How good the champion's predictions of it were, before the decision.
         latest: How good the newest model's were, before it learnt the slide.
         decision: warmup, promote, hold or reject.
@@ -105,6 +107,7 @@ class UpdateReport:
         lost: Slides whose learning was thrown away by a reject.
         values: Values that own an embedding row after the step.
         stale_rows: Rows shown too long before the slide to know what had settled then: counted, not learnt or scored.
+        corrected: Clicks of earlier impressions that came too late for those: counted, not learnt or scored.
     """
 
     slide: int
@@ -122,6 +125,7 @@ class UpdateReport:
     lost: tuple[int, ...]
     values: int
     stale_rows: int
+    corrected: int
 
 
 class Learner:
@@ -179,12 +183,13 @@ class Learner:
         if verdict.decision in ("warmup", "promote"):
             self.champion = before
         self.latest = after
+        impressions = slide.frame.filter(pl.col("kind") != CORRECTION)
         return UpdateReport(
             slide=slide.index,
             start_s=slide.start_s,
             end_s=slide.end_s,
-            rows=len(slide.frame),
-            clicks=int(slide.frame["click"].sum()),
+            rows=len(impressions),
+            clicks=int(impressions["click"].sum()),
             champion=evaluations["champion"],
             latest=evaluations["latest"],
             decision=verdict.decision,
@@ -194,7 +199,8 @@ class Learner:
             latest_version=after.version,
             lost=before.learnt if verdict.decision == "reject" else (),
             values=len(after.vocabulary) - 1,
-            stale_rows=len(slide.frame) - len(examples.clicks),
+            stale_rows=len(impressions) - len(examples.clicks),
+            corrected=len(slide.frame) - len(impressions),
         )
 
     def _pointers(self) -> tuple[tuple[str, Snapshot], ...]:

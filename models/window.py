@@ -1,7 +1,8 @@
 """Slides of event time: which slide a settled row belongs to, and when a slide is complete.
 
-Owns the cutting of time (`Slides`, shared with the ledger, which closes its blocks at the same boundaries) and the
-rows of slides that are still open (`Window`). Must not know where blocks come from or what is learnt from a slide.
+Owns the cutting of time (`Slides`, shared with the ledger, which closes its blocks at the same boundaries), the rows of
+slides that are still open (`Window`) and what rows of an earlier configuration become (`fit_columns`). Must not know
+where blocks come from or what is learnt from a slide.
 
 Invariants: a slide is handed out once, when every partition's watermark has passed its end, so no row is late for it;
 its rows and their order depend on the rows alone, never on partitions, on arrival or on how often a block came.
@@ -11,15 +12,57 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.fields import COLUMN_PREFIX, Field, Kind, raw_fields
+
 ROW_ORDER = ("settled_s", "request_id", "position", "kind")
 SOURCE = ("source_partition", "source_offset", "kind")  # one impression may also have a correcting row of its own kind
+
+
+def fit_columns(frame: pl.DataFrame, fields: Sequence[Field]) -> pl.DataFrame:
+    """Return a frame of examples with the columns of these fields, whatever fields its block was written with.
+
+    A field that the block does not have is null; so are values of another kind, though whole numbers are categories
+    and one category is a list of one; a column of no field goes.
+    """
+    wanted = {field.column: field.kind for field in raw_fields(fields)}
+    found = {name: dtype for name, dtype in frame.schema.items() if name.startswith(COLUMN_PREFIX)}
+    if found == {name: _DTYPES[kind] for name, kind in wanted.items()}:
+        return frame
+    fitted = [
+        _fit(frame[name], kind) if name in found else pl.lit(None, _DTYPES[kind]) for name, kind in wanted.items()
+    ]
+    columns = [one.alias(name) for one, name in zip(fitted, wanted, strict=True)]
+    return frame.drop(list(found)).with_columns(columns)
+
+
+_DTYPES: dict[Kind, pl.DataType] = {
+    "category": pl.String(),
+    "categories": pl.List(pl.String),
+    "number": pl.Float64(),
+}
+
+
+def _fit(values: pl.Series, kind: Kind) -> pl.Series:
+    dtype = values.dtype
+    is_list = isinstance(dtype, pl.List)
+    is_category = dtype == pl.String or dtype.is_integer()
+    if kind == "number" and dtype.is_numeric():
+        return values.cast(pl.Float64)
+    if kind == "category" and is_category:
+        return values.cast(pl.String)
+    if kind == "categories" and is_list:
+        return values.cast(pl.List(pl.String))
+    if kind == "categories" and is_category:
+        lists = pl.Series([None if one is None else [str(one)] for one in values], dtype=pl.List(pl.String))
+        return lists.alias(values.name)
+    return pl.Series(values.name, [None] * len(values), dtype=_DTYPES[kind])
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,14 @@
 Files in reading order (C: core, values in and values out; E: edge, does the IO):
 
     events.py C the schema of every record
+    tokens.py C proof that an ad was really shown
     ledger.py C the join of impressions and clicks
+    ledger_rows.py C what the ledger knows of a request, and the columns in which it leaves
+    due.py C what falls due when
     blocks.py C settled impressions in columns
     partitioner.py C which partition a key goes to
+    dead_letters.py C what a record that could not be used leaves behind
+    bridge.py C records of a user's own topics to events, in one order
     simulate.py C a seeded ad world with known truth
     logs/ E public logs and any CSV, Parquet or NDJSON
     kafka.py E topics and client options
@@ -16,14 +21,25 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     wiring.py E settings to slides and ledgers
     plan.py E settings to what is learnt
     ledger_worker.py E the ledger on Kafka
+    transactions.py E a producer that fences the one before
+    bridge_worker.py E the bridge on Kafka
     feed.py E each block once, whatever Faust delivers
     announcement.py E what the trainer says on `snapshots`
+    user_push.py E users of the live priors into the store
     prior_worker.py E the priors on Kafka
     train_worker.py E the trainer on Kafka
     event_writer.py E events of the ranking service into Kafka
     serve.py E the ranking service on Kafka
     backtest.py E the same code over a file, without Kafka
+    dlq.py E dead letters: reading them, sending them again
+    audit_events.py C the schema of events, read a second time
+    audit_story.py C what became of one request, worked out a second time
+    audit_labels.py C what a ledger must have written about a partition
+    audit_blocks.py C the comparison of that with the blocks
+    audit_topics.py E what the audit reads
+    audit.py E a deployment's topics, proven from outside
     rows.py E records of any topic as rows that people read
+    tables.py E what the command line shows as tables
     demo/ E everything at once, on one screen
     cli.py E the `freshrank` command
 """

@@ -77,7 +77,7 @@ class Backtest:
             closed = [block for partition in partitions for block in step(partition, event)]
             for block in closed:
                 header = block.header
-                window.add(header.partition, header.number, header.watermark_s, to_frame(block.columns, schema))
+                window.add(header.partition, header.number, header.watermark_s, to_frame(block.rows, schema))
             if closed:
                 yield from window.closed()
                 self.counts = add_counts([ledger.counts for ledger in ledgers])

@@ -10,7 +10,7 @@ a partition drops a block whose `number` it has seen, so delivery at least once 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,10 +21,15 @@ import pyarrow as pa
 from features.fields import Field, raw_fields
 
 VERSION = 1
+REQUEST_SIDES = ("user", "context")  # fields whose values a request has once; the others', each candidate has
 _HEADER_KEY = b"freshrank"
+_CANDIDATES = "candidates"
 _IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 _T = TypeVar("_T", bound=msgspec.Struct)
 _ARROW_TYPES = {"category": pa.string(), "categories": pa.list_(pa.string()), "number": pa.float64()}
+
+
+Columns = dict[str, list[Any]]
 
 
 class BlockError(ValueError):
@@ -32,17 +37,23 @@ class BlockError(ValueError):
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """The ledger's rules that decided a block, seconds of event time."""
+    """The ledger's rules that decided a block: seconds of event time, and limits (docs/ledger.md)."""
 
     wait_s: float
     grace_s: float
     disorder_s: float
+    late_clicks: Literal["wait", "correct"] = "wait"
+    pending_max: int = 1_000_000
+    known_max: int = 2_000_000
+    known_bytes_max: int = 2**28
+    candidates_max: int = 5_000
 
 
 class Counts(msgspec.Struct):
     """What the ledger of one partition has done since its first record; cumulative but for `pending` and `held`.
 
-    Three conservation laws hold after every record: see `violations`.
+    Three conservation laws hold after every record: see `violations`. `corrected` counts the late clicks that wrote a
+    row, `chains` the requests whose chain left; what limits did is in the last three.
     """
 
     records: int = 0
@@ -60,6 +71,11 @@ class Counts(msgspec.Struct):
     late: int = 0
     orphan: int = 0
     held: int = 0
+    corrected: int = 0
+    chains: int = 0
+    expired_early: int = 0
+    forgotten_early: int = 0
+    candidates_cut: int = 0
 
     def violations(self) -> dict[str, int]:
         """Return by how much each conservation law is broken, by its name; all 0 unless there is a fault."""
@@ -69,6 +85,14 @@ class Counts(msgspec.Struct):
             "records": self.records
             - (self.requests + self.impressions + self.clicks + self.ticks + self.duplicates + self.dead_letters),
         }
+
+
+class Chains(msgspec.Struct):
+    """The chains of a closed block in columns (see `chain_schema`): of the requests, and of all their candidates."""
+
+    requests: Columns
+    n_candidates: list[int]
+    candidates: Columns
 
 
 def add_counts(counts: Sequence[Counts]) -> Counts:
@@ -83,20 +107,37 @@ class Header(msgspec.Struct, frozen=True):
         partition: Of `events` and of the block alike.
         number: 0, 1, 2 … within the partition; with the partition it names the block (its tag).
         through: Offset of the last event that is fully accounted for in this block and those before it.
+        append_s: When the event that closed the block was appended: `through`, or the one after it.
         watermark_s: No row that settles before this event time will follow.
+        horizon_s: No chain that leaves before this event time will follow.
         resume_at: Offset of the oldest event that is still needed: where a resume begins to read.
-        resume_watermark_s: The watermark just before the event at `resume_at`.
-        counts: Cumulative over the partition, at `through`.
+        resume_watermark_s: The watermark as the event at `resume_at` moved it.
+        resume_horizon_s: The horizon likewise.
+        resume_letters: How many of the dead letters lie before it.
+        rules: In force at `through`.
+        counts: Cumulative over the partition, when the block closed.
+        rows_ahead: How many rows have left on account of the event after `through`.
+        chains_ahead: How many chains.
+        earlier: Rules that have changed since `resume_at`, each with the last offset that they decided.
+        forced: Offset, watermark and horizon of each time since `resume_at` that a limit moved them on.
     """
 
     partition: int
     number: int
     through: int
+    append_s: float
     watermark_s: float
+    horizon_s: float
     resume_at: int
     resume_watermark_s: float
+    resume_horizon_s: float
+    resume_letters: int
     rules: Rules
     counts: Counts
+    rows_ahead: int = 0
+    chains_ahead: int = 0
+    earlier: list[tuple[int, Rules]] = []
+    forced: list[tuple[int, float, float]] = []
     v: int = VERSION
 
 
@@ -105,7 +146,7 @@ def row_schema(fields: Sequence[Field]) -> pa.Schema:
     columns = [
         ("request_id", pa.string()),
         ("position", pa.int32()),
-        ("kind", pa.string()),  # clicked | expired_negative
+        ("kind", pa.string()),  # clicked | expired_negative | late_corrected
         ("time_s", pa.float64()),
         ("settled_s", pa.float64()),
         ("click", pa.int8()),
@@ -118,18 +159,48 @@ def row_schema(fields: Sequence[Field]) -> pa.Schema:
     return pa.schema(columns)
 
 
-def to_batch(columns: dict[str, list[Any]], schema: pa.Schema) -> pa.RecordBatch:
+def chain_schema(fields: Sequence[Field]) -> tuple[pa.Schema, pa.Schema]:
+    """Return the columns of a block of chains: those of a request, and those of each of its candidates."""
+    raw = raw_fields(fields)
+    request = [
+        ("request_id", pa.string()),
+        ("time_s", pa.float64()),
+        ("settled_s", pa.float64()),
+        ("source_partition", pa.int32()),
+        ("source_offset", pa.int64()),
+    ]
+    candidate = [
+        ("candidate", pa.int32()),
+        ("ad_id", pa.string()),
+        ("stage", pa.string()),
+        ("label", pa.string()),  # clicked | exposed | unexposed
+        ("position", pa.int32()),
+    ]
+    request += [(field.column, _ARROW_TYPES[field.kind]) for field in raw if field.side in REQUEST_SIDES]
+    candidate += [(field.column, _ARROW_TYPES[field.kind]) for field in raw if field.side not in REQUEST_SIDES]
+    return pa.schema(request), pa.schema(candidate)
+
+
+def to_batch(columns: Columns, schema: pa.Schema) -> pa.RecordBatch:
     """Return the rows of a closed block as Arrow columns."""
     arrays = [pa.array(columns[name], type=schema.field(name).type) for name in schema.names]
     return pa.record_batch(arrays, schema=schema)
 
 
-def encode_block(header: Header, columns: dict[str, list[Any]], schema: pa.Schema) -> bytes:
+def encode_block(header: Header, columns: Columns, schema: pa.Schema) -> bytes:
     """Return the bytes of a block of examples."""
     return _to_ipc(to_batch(columns, schema), header)
 
 
-def to_frame(columns: dict[str, list[Any]], schema: pa.Schema) -> pl.DataFrame:
+def encode_chains(header: Header, chains: Chains, schema: tuple[pa.Schema, pa.Schema]) -> bytes:
+    """Return the bytes of a block of chains: a row per request, its candidates nested, so that values stand once."""
+    requests, candidates = to_batch(chains.requests, schema[0]), to_batch(chains.candidates, schema[1])
+    ends = np.cumsum([0, *chains.n_candidates], dtype=np.int32)
+    nested = pa.ListArray.from_arrays(pa.array(ends), candidates.to_struct_array())
+    return _to_ipc(requests.append_column(_CANDIDATES, nested), header)
+
+
+def to_frame(columns: Columns, schema: pa.Schema) -> pl.DataFrame:
     """Return what `decode_block` gives for a closed block, without going through bytes."""
     frame = pl.from_arrow(pa.Table.from_batches([to_batch(columns, schema)]))
     assert isinstance(frame, pl.DataFrame)
@@ -153,6 +224,20 @@ def decode_block(data: bytes) -> tuple[Header, pl.DataFrame]:
     """
     reader = _open(data)
     return _header(reader.schema, Header), _frame(reader)
+
+
+def decode_chains(data: bytes) -> tuple[Header, pl.DataFrame]:
+    """Return a block of chains as its header and a frame with one row per candidate of a request.
+
+    Raises:
+        BlockError: If the bytes are no block of a version that this program reads.
+    """
+    reader = _open(data)
+    header = _header(reader.schema, Header)
+    if reader.schema.get_field_index(_CANDIDATES) < 0:
+        raise BlockError("a block of chains must have the column candidates, got none; is it the right topic?")
+    frame = _frame(reader).filter(pl.col(_CANDIDATES).list.len() > 0)
+    return header, frame.explode(_CANDIDATES).unnest(_CANDIDATES)
 
 
 class PriorUpdate(msgspec.Struct, frozen=True):

@@ -11,15 +11,22 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime
 from logging.config import dictConfig
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
 from rich.console import Console
 
 from infra.settings import Settings, SettingsError, read_settings, state_dir, to_plan
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from stream.dead_letters import Wanted
+    from stream.roles import Cluster
 
 app = typer.Typer(
     help="A streaming online-learning system for ranking ads: it learns from events seconds after they happen.",
@@ -33,12 +40,22 @@ topics_app = typer.Typer(help="The topics of a deployment.", no_args_is_help=Tru
 app.add_typer(data_app, name="data")
 app.add_typer(broker_app, name="broker")
 app.add_typer(topics_app, name="topics")
+dlq_app = typer.Typer(help="Dead letters: what could not be used, and sending it again.", no_args_is_help=True)
+app.add_typer(dlq_app, name="dlq")
 
 Config = Annotated[Path, typer.Argument(help="The TOML file of the deployment.", show_default=False)]
 DataDir = Annotated[Path | None, typer.Option("--data", help="Where the log's files are; default: the data directory.")]
 Json = Annotated[str | None, typer.Option("--json", help="Write one JSON object to this file, - for standard output.")]
 Append = Annotated[bool, typer.Option("--append", help="Send although there are events already.")]
 Limit = Annotated[int | None, typer.Option(help="Stop after this many rows of the log.", min=1)]
+LetterRule = Annotated[list[str] | None, typer.Option("--rule", help="Only this rule; may be given several times.")]
+LetterPartition = Annotated[int | None, typer.Option("--partition", help="Only this partition.", min=0)]
+LetterField = Annotated[str, typer.Option("--field", help="Only this field.")]
+Since = Annotated[str | None, typer.Option("--since", help="Appended at this time or later: seconds or ISO 8601.")]
+Until = Annotated[str | None, typer.Option("--until", help="Appended before this time: seconds or ISO 8601.")]
+LetterOffset = Annotated[
+    list[int] | None, typer.Option("--offset", help="Only the letter of this offset; may be given several times.")
+]
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -54,7 +71,11 @@ def check(config: Config, data: DataDir = None, json: Json = None) -> None:
             from stream.logs.reader import check_log
 
             files = [str(source.path) for source in check_log(settings.log, settings.fields, _bases(config, data))]
-        plan = to_plan(settings) | {"files": files}
+        if settings.bridge is not None:
+            from stream.bridge_worker import new_sources
+
+            new_sources(settings)
+        plan = to_plan(settings) | {"files": files, "retention_s": _check_retention(settings)}
         if json is not None:
             _write_json(json, plan)
         else:
@@ -82,17 +103,53 @@ def demo(
 
 
 @app.command()
-def worker(role: Annotated[Literal["ledger", "priors", "train"], typer.Argument()], config: Config) -> None:
+def worker(
+    role: Annotated[Literal["ledger", "priors", "train", "bridge"], typer.Argument()],
+    config: Config,
+    shard: Annotated[str, typer.Option(help="i/n: count the fields of the i-th of n shares (role priors).")] = "1/1",
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Answer Prometheus on this port (roles ledger and priors).", min=1, max=65535)
+    ] = None,
+) -> None:
     """Run one role until it is told to stop (SIGTERM)."""
     with _clear_errors():
         settings = read_settings(config)
+        if role != "priors" and shard != "1/1":
+            raise SettingsError(f'--shard must go with the role priors, got it with "{role}"; leave it out')
+        if role in ("train", "bridge") and metrics_port is not None:
+            raise SettingsError(
+                f'--metrics-port must go with the roles ledger and priors, got it with "{role}"; leave it out'
+            )
+        registry = _metrics(metrics_port)
         if role == "ledger":
-            from stream.ledger_worker import run_ledger_worker as run
+            from stream.ledger_worker import run_ledger_worker
+
+            run_ledger_worker(settings, registry=registry)
         elif role == "priors":
-            from stream.prior_worker import run_prior_worker as run
+            from stream.prior_worker import parse_shard, run_prior_worker
+
+            run_prior_worker(settings, shard=parse_shard(shard), registry=registry)
+        elif role == "bridge":
+            from stream.bridge_worker import run_bridge_worker
+
+            run_bridge_worker(settings)
         else:
-            from stream.train_worker import run_train_worker as run
-        run(settings)
+            from stream.train_worker import run_train_worker
+
+            run_train_worker(settings)
+
+
+def _metrics(port: int | None) -> CollectorRegistry | None:
+    """Return a registry that Prometheus can read on a port; None without one."""
+    if port is None:
+        return None
+    from prometheus_client import CollectorRegistry
+
+    from infra.metrics import serve_metrics
+
+    registry = CollectorRegistry()
+    serve_metrics(registry, port)
+    return registry
 
 
 @app.command()
@@ -147,6 +204,25 @@ def replay(
         for line in counts.rows.warnings():
             _say(line, style="yellow")
         _report(json, msgspec.to_builtins(counts), f"{counts.records:,} events in {counts.seconds:.1f} s")
+
+
+@app.command()
+def audit(config: Config, json: Json = None) -> None:
+    """Prove from outside that the ledger's topics hold what `events` gives; exit with 1 at a difference."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.audit import audit as run
+        from stream.roles import find_cluster
+
+        with _status("audit") as status:
+            proofs = asyncio.run(run(settings, find_cluster(settings), status))
+        for proof in proofs:
+            _say(proof.text, style="" if proof.equal else "red")
+        n_equal = sum(proof.equal for proof in proofs)
+        result = {"name": settings.name, "equal": n_equal == len(proofs), "partitions": msgspec.to_builtins(proofs)}
+        _report(json, result, f"{n_equal} of {len(proofs)} partitions are proven")
+    if n_equal < len(proofs):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -252,7 +328,11 @@ def topics_create(config: Config) -> None:
 
         cluster = find_cluster(settings)
         created = create_topics(
-            cluster.bootstrap_servers, prefix=cluster.prefix, partitions=cluster.partitions, security=cluster.security
+            cluster.bootstrap_servers,
+            prefix=cluster.prefix,
+            partitions=cluster.partitions,
+            security=cluster.security,
+            retention_s=settings.kafka.retention_s,
         )
         out.print("\n".join(created) if created else "all topics are there")
 
@@ -260,13 +340,150 @@ def topics_create(config: Config) -> None:
 @topics_app.command("cat")
 def topics_cat(
     config: Config,
-    topic: Annotated[str, typer.Argument(help="events, catalog, examples, prior-updates, snapshots, dead-letters")],
+    topic: Annotated[
+        str, typer.Argument(help="events, catalog, examples, chains, prior-updates, snapshots, dead-letters")
+    ],
     limit: Annotated[int, typer.Option(help="Records of each partition at most.", min=1)] = 10,
 ) -> None:
     """Print what stands in a topic, one JSON object a row."""
     with _clear_errors():
         settings = read_settings(config)
         asyncio.run(_cat(settings, topic, limit))
+
+
+@dlq_app.command("list")
+def dlq_list(
+    config: Config,
+    rule: LetterRule = None,
+    partition: LetterPartition = None,
+    field: LetterField = "",
+    since: Since = None,
+    until: Until = None,
+    offset: LetterOffset = None,
+    limit: Annotated[int, typer.Option(help="How many of the newest are shown.", min=1)] = 10,
+    json: Json = None,
+) -> None:
+    """Count the dead letters by rule, and show the newest."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.dlq import summarise
+        from stream.roles import find_cluster
+
+        wanted = _wanted(rule, partition, field, since, until, offset)
+        found = asyncio.run(summarise(find_cluster(settings), wanted, limit))
+        if json is None:
+            from stream.tables import letter_tables
+
+            for table in letter_tables(found):
+                out.print(table)
+        _report(json, found, f"{found['letters']:,} dead letters")
+
+
+@dlq_app.command("show")
+def dlq_show(
+    config: Config,
+    rule: LetterRule = None,
+    partition: LetterPartition = None,
+    field: LetterField = "",
+    since: Since = None,
+    until: Until = None,
+    offset: LetterOffset = None,
+    limit: Annotated[int, typer.Option(help="Letters at most, the oldest first.", min=1)] = 10,
+) -> None:
+    """Print whole dead letters with the raw record, one JSON object each."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.roles import find_cluster
+
+        wanted = _wanted(rule, partition, field, since, until, offset)
+        asyncio.run(_show_letters(find_cluster(settings), wanted, limit))
+
+
+@dlq_app.command("requeue")
+def dlq_requeue(
+    config: Config,
+    rule: LetterRule = None,
+    partition: LetterPartition = None,
+    field: LetterField = "",
+    since: Since = None,
+    until: Until = None,
+    offset: LetterOffset = None,
+    limit: Annotated[int | None, typer.Option(help="Letters at most, the oldest first.", min=1)] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    force_attempts: Annotated[
+        bool, typer.Option("--force-attempts", help="Those beyond requeue_max attempts, too.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Those that were sent again before, too.")] = False,
+    too_late: Annotated[bool, typer.Option("--too-late", help="Those that the ledger cannot join, too.")] = False,
+    json: Json = None,
+) -> None:
+    """Send the raw records of dead letters to `events` once more, after what was wrong has been mended."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.dlq import Choice, Plan, requeue
+        from stream.roles import find_cluster
+
+        choices = {"attempts": force_attempts, "requeued": again, "too_late": too_late}
+        choice = Choice(limit, frozenset(reason for reason, is_allowed in choices.items() if is_allowed))
+        plans: list[Plan] = []
+
+        def confirm(plan: Plan) -> bool:
+            plans.append(plan)
+            for line in plan.lines():
+                _say(line)
+            n_letters = plan.letters.total()
+            return (
+                bool(n_letters) and not dry_run and (yes or typer.confirm(f"Send {n_letters} of them again?", err=True))
+            )
+
+        wanted = _wanted(rule, partition, field, since, until, offset)
+        sent = asyncio.run(requeue(settings, find_cluster(settings), wanted, choice, confirm=confirm))
+        result = (sent or plans[0]).to_dict() | {"sent": sent is not None}
+        _report(json, result, f"{sent.letters.total() if sent else 0} letters sent again")
+
+
+async def _show_letters(cluster: Cluster, wanted: Wanted, limit: int) -> None:
+    from stream.dlq import read_rows
+
+    async with aclosing(read_rows(cluster, wanted, limit)) as rows:
+        async for row in rows:
+            sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
+
+
+def _wanted(
+    rule: list[str] | None,
+    partition: int | None,
+    field: str,
+    since: str | None,
+    until: str | None,
+    offset: list[int] | None,
+) -> Wanted:
+    from stream.dead_letters import Wanted
+
+    return Wanted(
+        rules=frozenset(rule or ()),
+        partition=partition,
+        field=field,
+        since_s=_moment_s("--since", since),
+        until_s=_moment_s("--until", until),
+        offsets=frozenset(offset or ()),
+    )
+
+
+def _moment_s(option: str, text: str | None) -> float | None:
+    """Return a moment in seconds since 1970; ISO 8601 without an offset is UTC."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f'{option} must be seconds since 1970 or ISO 8601, got "{text}"') from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 async def _cat(settings: Settings, topic: str, limit: int) -> None:
@@ -287,6 +504,19 @@ async def _cat(settings: Settings, topic: str, limit: int) -> None:
                 n_records += 1
                 if n_records == limit:
                     break
+
+
+def _check_retention(settings: Settings) -> dict[str, float]:
+    """Return how long the topics that are there keep their records; nothing where no broker is asked."""
+    from infra import broker
+    from stream.kafka import check_retention
+
+    running = broker.status(state_dir() / "broker")
+    servers = settings.kafka.bootstrap_servers or (running.bootstrap_servers if running else "")
+    if not servers:
+        return {}
+    least_s = 2.0 * (settings.ledger.wait_s + settings.ledger.grace_s)
+    return check_retention(servers, prefix=settings.prefix, security=settings.kafka.security, least_s=least_s)
 
 
 def _bases(config: Path, data: Path | None) -> list[Path]:

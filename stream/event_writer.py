@@ -90,9 +90,9 @@ def to_event(event: Served | ClientEvent) -> events.Request | events.Impression 
     assert event.time_s is not None, "the reader of bodies fills in the time"
     ids = (event.request_id, event.ad_id, event.position, event.time_s)
     if isinstance(event, Impression):
-        return events.Impression(*ids, propensity=event.propensity)
+        return events.Impression(*ids, propensity=event.propensity, token=event.token)
     assert isinstance(event, Click)
-    return events.Click(*ids)
+    return events.Click(*ids, token=event.token)
 
 
 def _values(values: Mapping[str, Any]) -> dict[str, events.Value]:

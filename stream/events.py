@@ -9,12 +9,12 @@ names the rule, the field and the value, and never another exception. docs/event
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 VERSION = 1
 EVENT_BYTES_MAX = 1_000_000  # just below Kafka's default message.max.bytes; larger ones are dead letters, not crashes
+TIME_S_MAX = 253_402_300_800.0  # the end of the year 9999; catches milliseconds and microseconds in place of seconds
+POSITION_MAX = 1_000_000  # chosen by hand: no list shown is longer
 ID_CHARS_MAX = 256  # chosen by hand: an id is a key in memory as long as its impression is pending
 
 Value = str | int | float | bool | list[str | int] | None
@@ -62,6 +62,7 @@ class Impression(msgspec.Struct, frozen=True, tag_field="type", tag="impression"
         position: Place in the list shown, 0 is the top; names the impression within its request.
         time_s: Event time, seconds since 1970 (UTC).
         propensity: Probability with which the ad was put there, in (0, 1].
+        token: What the service gave out with the ad (stream/tokens.py); empty where none is demanded.
     """
 
     request_id: str
@@ -69,16 +70,18 @@ class Impression(msgspec.Struct, frozen=True, tag_field="type", tag="impression"
     position: int
     time_s: float
     propensity: float = 1.0
+    token: str = ""
     v: int = VERSION
 
 
 class Click(msgspec.Struct, frozen=True, tag_field="type", tag="click", omit_defaults=True, gc=False):
-    """An impression was clicked; the same ids as the impression's."""
+    """An impression was clicked; the same ids, and token, as the impression's."""
 
     request_id: str
     ad_id: str
     position: int
     time_s: float
+    token: str = ""
     v: int = VERSION
 
 
@@ -149,17 +152,20 @@ def check_event(event: Event) -> None:
     """
     if event.v != VERSION:
         raise EventError("version", "v", event.v)
-    if not (math.isfinite(event.time_s) and event.time_s >= 0.0):
+    if not 0.0 <= event.time_s < TIME_S_MAX:  # nor NaN
         raise EventError("bad_time", "time_s", event.time_s)
     if isinstance(event, Tick):
         return
     if not 0 < len(event.request_id) <= ID_CHARS_MAX:
         raise EventError("bad_id", "request_id", event.request_id)
-    if isinstance(event, Request):
-        return
+    if not isinstance(event, Request):
+        _check_shown(event)
+
+
+def _check_shown(event: Impression | Click) -> None:
     if not 0 < len(event.ad_id) <= ID_CHARS_MAX:
         raise EventError("bad_id", "ad_id", event.ad_id)
-    if event.position < 0 or event.position > 1_000_000:
+    if not 0 <= event.position <= POSITION_MAX:
         raise EventError("bad_position", "position", event.position)
     if isinstance(event, Impression) and not 0.0 < event.propensity <= 1.0:
         raise EventError("bad_propensity", "propensity", event.propensity)

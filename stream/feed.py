@@ -9,13 +9,15 @@ committed reader. A Faust offset decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
+from features.fields import Field
+from models.window import fit_columns
 from stream.blocks import Header, decode_block, decode_header
 from stream.kafka import Record, read_range
 from stream.roles import Cluster
@@ -34,8 +36,12 @@ class Block:
 class BlockFeed:
     """The blocks of all partitions of `examples` from given positions on."""
 
-    def __init__(self, cluster: Cluster, positions: Mapping[int, int]) -> None:
-        """Begin at the given offsets; a partition without one begins at its first block."""
+    def __init__(self, cluster: Cluster, positions: Mapping[int, int], fields: Sequence[Field]) -> None:
+        """Begin at the given offsets; a partition without one begins at its first block.
+
+        Rows have the columns of `fields`, whatever fields there were when they were written.
+        """
+        self._fields = fields
         self._topic = cluster.topic("examples")
         self._options = cluster.options
         self._next_offset = {partition: positions.get(partition, 0) for partition in range(cluster.partitions)}
@@ -85,7 +91,7 @@ class BlockFeed:
         if header.number < self._next_number.get(partition, 0):
             return None
         self._next_number[partition] = header.number + 1
-        return Block(record.offset, record.timestamp_ms / 1000.0, header, frame)
+        return Block(record.offset, record.timestamp_ms / 1000.0, header, fit_columns(frame, self._fields))
 
 
 def saved_positions(manifest: Mapping[str, Any]) -> dict[int, int]:

@@ -11,6 +11,7 @@ is an error within seconds, which names the address.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import re
 import socket
@@ -35,6 +36,7 @@ __all__ = [
     "OffsetGone",
     "Record",
     "check_broker",
+    "check_retention",
     "client_options",
     "create_topics",
     "murmur2_partition",
@@ -52,6 +54,7 @@ SECURITY_KEYS = frozenset(
     {"protocol", "sasl_mechanism", "sasl_username", "sasl_password", "sasl_password_env"}
     | {"ca_file", "cert_file", "key_file"}
 )
+RESUME_TOPICS = ("events", "examples", "dead-letters")  # what a ledger reads when it takes over a partition
 TOPIC_EXISTS, TOPIC_UNKNOWN = 36, 3  # Kafka's error codes
 
 
@@ -143,9 +146,23 @@ def check_broker(bootstrap_servers: str, *, security: Mapping[str, str], timeout
 
 
 def create_topics(
-    bootstrap_servers: str, *, prefix: str, partitions: int, security: Mapping[str, str], timeout_s: float = 5.0
+    bootstrap_servers: str,
+    *,
+    prefix: str,
+    partitions: int,
+    security: Mapping[str, str],
+    retention_s: float = 604_800.0,
+    timeout_s: float = 5.0,
 ) -> list[str]:
     """Make the topics of a prefix that are not there yet, wait until they can be used and return their names.
+
+    Args:
+        bootstrap_servers: host:port, several with commas between.
+        prefix: Stands before each name.
+        partitions: Of the topics that have several.
+        security: The keys of [kafka.security].
+        retention_s: How long a topic that is not compacted keeps what was appended.
+        timeout_s: Longest wait for the broker.
 
     Raises:
         ValueError: If the broker cannot be reached or refuses, or a topic is there with other rules.
@@ -157,13 +174,38 @@ def create_topics(
     }
     with _admin(bootstrap_servers, security, timeout_s) as admin, _clear_errors(bootstrap_servers):
         there = _partition_counts(admin, list(wanted))
-        missing = {name: _creation(*wanted[name]) for name in wanted if name not in there}
+        missing = {name: _creation(*wanted[name], retention_s) for name in wanted if name not in there}
         created = _create(admin, missing) if missing else []
         raced = [name for name in missing if name not in created]  # another process made them meanwhile
         admin.wait_for_topics(list(missing))
         for name, n_partitions in (there | _partition_counts(admin, raced)).items():
             _check_same(admin, name, n_partitions, wanted[name][1])
     return created
+
+
+def check_retention(
+    bootstrap_servers: str, *, prefix: str, security: Mapping[str, str], least_s: float, timeout_s: float = 5.0
+) -> dict[str, float]:
+    """Return for how many seconds the topics that a resume reads keep their records; those that are there.
+
+    Raises:
+        ValueError: If the broker cannot be reached, or a topic keeps them for `least_s` or less.
+    """
+    names = [topic_name(prefix, topic) for topic in RESUME_TOPICS]
+    with _admin(bootstrap_servers, security, timeout_s) as admin, _clear_errors(bootstrap_servers):
+        there = list(_partition_counts(admin, names))
+        wanted = [ConfigResource(ConfigResourceType.TOPIC, name, ["retention.ms"]) for name in there]
+        configs = admin.describe_configs(wanted, config_filter="all")["topic"] if wanted else {}
+    kept_s: dict[str, float] = {}
+    for name in there:
+        kept_ms = int(configs[name]["retention.ms"]["value"])
+        kept_s[name] = kept_ms / 1000.0 if kept_ms >= 0 else math.inf
+        if kept_s[name] <= least_s:
+            raise ValueError(
+                f"topic {name} must have retention.ms > {least_s * 1000:.0f}, 2 x (wait_s + grace_s), got {kept_ms} on"
+                " the broker: a ledger that resumes would miss events; change it there"
+            )
+    return kept_s
 
 
 def _ssl_context(given: Mapping[str, str]) -> ssl.SSLContext:
@@ -279,12 +321,14 @@ def _partition_counts(admin: KafkaAdminClient, names: list[str]) -> dict[str, in
     return {topic["name"]: len(topic["partitions"]) for topic in topics if topic["error_code"] != TOPIC_UNKNOWN}
 
 
-def _creation(rule: Topic, n_partitions: int) -> dict[str, Any]:
+def _creation(rule: Topic, n_partitions: int, retention_s: float) -> dict[str, Any]:
     configs = {
         "message.timestamp.type": "LogAppendTime",
         "cleanup.policy": rule.cleanup,
         "max.message.bytes": str(rule.bytes_max),
     }
+    if rule.cleanup == "delete":
+        configs["retention.ms"] = str(int(retention_s * 1000))
     return {"num_partitions": n_partitions, "configs": configs}
 
 

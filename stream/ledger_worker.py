@@ -12,34 +12,40 @@ partition's state is rebuilt from its last block whenever the partition is assig
 from __future__ import annotations
 
 import asyncio
-import base64
 import gc
 import time
 from collections.abc import Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
 import faust
 import mode
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
 from aiokafka.structs import ConsumerRecord
+from prometheus_client import CollectorRegistry
 
+from infra.metrics import LedgerMetrics
 from infra.settings import Settings
-from stream.blocks import Header, decode_block, decode_header, encode_block, row_schema
+from stream.blocks import Header, chain_schema, decode_header, encode_block, encode_chains, row_schema
+from stream.dead_letters import dead_letter_bytes, decode_dead_letter
 from stream.events import Event, EventError, Tick, decode_event, encode_event
 from stream.kafka import BLOCK_BYTES_MAX, OffsetGone, read_last, read_range
-from stream.ledger import Closed, DeadLetter, Ledger
-from stream.partitioner import request_partition
+from stream.ledger import Closed, Ledger
 from stream.roles import SESSION_S, Cluster, delivered, find_cluster, log, make_app, run_app
-from stream.wiring import new_ledger, new_slides
+from stream.wiring import new_guarded_ledger, new_slides
 
 BATCH_RECORDS_MAX = 4000  # records of one transaction at most; larger ones gain little (measured: 1,000 → 4,000 +20 %)
 SILENCE_S = 1.0  # live clock: a partition without an event for this long gets a tick
 TRANSACTION_TIMEOUT_MS = 10_000
+# What a client says when the broker, or this process itself, was away: for a moment or past its session.
+AWAY = (KafkaError, IllegalOperation, TimeoutError)
+RETRY_S = 1.0  # until a partition is owned again whose transaction failed
+STOP_S_MAX = 5.0  # for a producer to leave
 
 
-def run_ledger_worker(settings: Settings) -> None:
+def run_ledger_worker(settings: Settings, *, registry: CollectorRegistry | None = None) -> None:
     """Run the ledger of a deployment until the process is told to stop."""
     cluster = find_cluster(settings)
     gc.set_threshold(50_000, 20, 100)  # pending records are many, small and free of cycles; by default each costs scans
@@ -50,7 +56,10 @@ def run_ledger_worker(settings: Settings) -> None:
         async for _, record in delivered(stream):
             log.info("command: %r", record.value)
 
-    run_app(app, LedgerService(settings, cluster))
+    service = LedgerService(settings, cluster)
+    if registry is not None:
+        LedgerMetrics(registry, service.states)
+    run_app(app, service)
 
 
 @dataclass
@@ -74,12 +83,29 @@ class LedgerService(mode.Service):
         self._settings = settings
         self._cluster = cluster
         self._slides = new_slides(settings)
-        self._schema = row_schema(settings.fields)
+        self._schema, self._chain_schema = row_schema(settings.fields), chain_schema(settings.fields)
         self._owned: dict[int, _Owned] = {}
         self._clients: list[AIOKafkaConsumer | AIOKafkaProducer] = []
+        self._lost: dict[int, float] = {}  # partitions that were given up, and when to own them again
         self._lock = asyncio.Lock()
         self._is_live = settings.kafka.clock == "live"
         self._ahead_s = settings.kafka.max_ahead_s if self._is_live else float("inf")
+
+    def states(self) -> dict[int, dict[str, float]]:
+        """Return the numbers of each owned partition, by the keys that infra/metrics.py names."""
+        states: dict[int, dict[str, float]] = {}
+        for partition, owned in list(self._owned.items()):
+            ledger = owned.ledger
+            n_requests, n_bytes = ledger.known
+            states[partition] = {
+                **msgspec.to_builtins(ledger.counts),
+                **{f"{law}_law": error for law, error in ledger.counts.violations().items()},
+                "requests_known": n_requests,
+                "bytes_known": n_bytes,
+                "watermark_s": ledger.watermark_s,
+                "horizon_s": ledger.horizon_s,
+            }
+        return states
 
     async def on_start(self) -> None:
         """Join the group; partitions come through the listener."""
@@ -115,6 +141,7 @@ class LedgerService(mode.Service):
                 for tp, records in batches.items():
                     if tp.partition in self._owned:
                         await self._take(tp, records)
+                await self._own_lost()
                 if self._is_live:
                     await self._tick_silent()
 
@@ -122,19 +149,37 @@ class LedgerService(mode.Service):
         """Rebuild each partition's state and seek to the first event that its blocks do not cover."""
         async with self._lock:
             for partition in sorted(partitions):
-                try:
-                    await self._own(partition)
-                except Exception as error:  # aiokafka would only log it
-                    await self.crash(error)
-                    raise
+                await self._own_or_try_later(partition)
+
+    async def _own_or_try_later(self, partition: int) -> None:
+        try:
+            self._lost.pop(partition, None)
+            await self._own(partition)
+        except AWAY as error:
+            self._lose(partition, error, RETRY_S)
+        except Exception as error:  # aiokafka would only log it
+            await self.crash(error)
+            raise
+
+    def _lose(self, partition: int, error: Exception, wait_s: float) -> None:
+        log.warning("ledger: partition %d is given up for %g s: %s", partition, wait_s, error)
+        self._lost[partition] = time.monotonic() + wait_s
+
+    async def _own_lost(self) -> None:
+        """Own partitions again that were given up and that the group still gives to this worker."""
+        assigned = self._consumer.assignment()
+        for partition in [p for p, retry_s in self._lost.items() if time.monotonic() >= retry_s]:
+            if TopicPartition(self._cluster.topic("events"), partition) in assigned:
+                await self._own_or_try_later(partition)
+            else:
+                del self._lost[partition]
 
     async def release(self, partitions: Iterable[int]) -> None:
         """Forget partitions that went to another owner."""
         async with self._lock:
             for partition in partitions:
-                owned = self._owned.pop(partition, None)
-                if owned is not None:
-                    await owned.producer.stop()
+                self._lost.pop(partition, None)
+                await self._drop(partition)
 
     async def _own(self, partition: int) -> None:
         producer = AIOKafkaProducer(
@@ -148,8 +193,6 @@ class LedgerService(mode.Service):
         tp = TopicPartition(self._cluster.topic("events"), partition)
         try:
             ledger, next_offset = await self._resume(partition)
-            if next_offset == 0:
-                next_offset = (await self._consumer.beginning_offsets([tp]))[tp]
         except BaseException:
             await producer.stop()
             raise
@@ -159,22 +202,25 @@ class LedgerService(mode.Service):
 
     async def _resume(self, partition: int) -> tuple[Ledger, int]:
         """Return the ledger as its last block left it, and the offset of the next event."""
-        ledger = new_ledger(partition, self._settings, self._slides)
-        examples, options = self._cluster.topic("examples"), self._cluster.options
-        last = await read_last(examples, partition, options=options)
-        if last is None:
-            return ledger, 0
-        assert last.value is not None
-        header = decode_header(last.value)
+        ledger = new_guarded_ledger(partition, self._settings, self._slides)
+        topic, options = self._cluster.topic, self._cluster.options
+        last = await read_last(topic("examples"), partition, options=options)
         try:
-            settled = await self._settled_since(examples, partition, last.offset, header)
-            ledger.rewind(header, settled)
-            events = self._cluster.topic("events")
-            records = read_range(events, partition, header.resume_at, header.through + 1, options=options)
+            if last is None:
+                if (first := await self._first_offset("examples", partition)) > 0:
+                    raise OffsetGone(f"examples[{partition}] must still hold its last block, got none before {first}")
+                return ledger, await self._first_offset("events", partition)
+            assert last.value is not None
+            header = decode_header(last.value)
+            ledger.rewind(header, await self._refused_since(partition, header))
+            records = read_range(topic("events"), partition, header.resume_at, header.through + 1, options=options)
             async with aclosing(records):
                 async for record in records:
-                    append_s = record.timestamp_ms / 1000.0
-                    ledger.step(record.offset, append_s, self._decode(partition, append_s, record.value))
+                    append_s, value = record.timestamp_ms / 1000.0, record.value
+                    ledger.step(record.offset, append_s, self._decode(append_s, value), len(value or b""))
+            next_offset = header.through + 1
+            if (first := await self._first_offset("events", partition)) > next_offset:
+                raise OffsetGone(f"events[{partition}] must still hold offset {next_offset}, got {first} as its first")
         except OffsetGone as error:
             raise OffsetGone(
                 f"the ledger of partition {partition} cannot resume: {error}. Retention took events or blocks that are"
@@ -182,36 +228,34 @@ class LedgerService(mode.Service):
                 " [kafka] prefix"
             ) from None
         ledger.seal(header)
-        return ledger, header.through + 1
+        return ledger, next_offset
 
-    async def _settled_since(
-        self, topic: str, partition: int, last_offset: int, header: Header
-    ) -> list[tuple[str, int, float, int]]:
-        """Return (request_id, position, until_s, click) of the rows that a resume has to know, oldest block first.
+    async def _first_offset(self, topic: str, partition: int) -> int:
+        tp = TopicPartition(self._cluster.topic(topic), partition)
+        first: int = (await self._consumer.beginning_offsets([tp]))[tp]
+        return first
 
-        Blocks are read backwards in growing steps until one lies before everything that is still known.
+    async def _refused_since(self, partition: int, header: Header) -> dict[int, str]:
+        """Return the rule of each dead letter between `resume_at` and `through`, by the event's offset.
+
+        The partition of `dead-letters` is read backwards in growing steps, until all have been found.
         """
-        end, n_offsets = last_offset + 1, 8
-        settled: list[tuple[str, int, float, int]] = []
-        while end > 0:
+        wanted = header.counts.dead_letters - header.resume_letters
+        topic, options = self._cluster.topic("dead-letters"), self._cluster.options
+        last = await read_last(topic, partition, options=options) if wanted else None
+        end, n_offsets = last.offset + 1 if last else 0, 2 * wanted
+        refused: dict[int, str] = {}
+        while end > 0 and len(refused) < wanted:
             start = max(0, end - n_offsets)
-            is_enough = False
-            older: list[tuple[str, int, float, int]] = []
-            records = read_range(topic, partition, start, end, options=self._cluster.options)
+            records = read_range(topic, partition, start, end, options=options)
             async with aclosing(records):
                 async for record in records:
-                    assert record.value is not None
-                    block, frame = decode_block(record.value)
-                    if block.watermark_s + block.rules.grace_s <= header.resume_watermark_s:
-                        is_enough, older = True, []
-                        continue
-                    ids = frame.select("request_id", "position", "settled_s", "click").iter_rows()
-                    older += [(name, place, s + block.rules.grace_s, click) for name, place, s, click in ids]
-            settled = older + settled
-            if is_enough:
-                break
+                    letter = decode_dead_letter(record.value)
+                    is_own = letter.topic == self._cluster.topic("events")
+                    if is_own and header.resume_at <= letter.offset <= header.through:
+                        refused[letter.offset] = letter.rule
             end, n_offsets = start, n_offsets * 8
-        return settled
+        return refused
 
     async def _take(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
         """Step through a batch of one partition and commit what it closed."""
@@ -225,18 +269,30 @@ class LedgerService(mode.Service):
             if record.offset < owned.next_offset:
                 continue
             append_s = record.timestamp / 1000.0
-            event = self._decode(tp.partition, append_s, record.value)
+            value = record.value
             n_letters = ledger.counts.dead_letters
-            closed += ledger.step(record.offset, append_s, event)
+            closed += ledger.step(record.offset, append_s, self._decode(append_s, value), len(value or b""))
             if ledger.counts.dead_letters > n_letters:
                 owned.raw_letters[record.offset] = record
             owned.next_offset = record.offset + 1
         if closed:
-            await self._commit(tp.partition, owned, closed)
+            try:
+                await self._commit(tp.partition, owned, closed)
+            except AWAY as error:
+                # What was written is in the log, what was not is derived again: whoever owns it next resumes there.
+                await self._drop(tp.partition)
+                is_fenced = isinstance(error, ProducerFenced)
+                self._lose(tp.partition, error, 2 * SESSION_S if is_fenced else RETRY_S)
+
+    async def _drop(self, partition: int) -> None:
+        owned = self._owned.pop(partition, None)
+        if owned is not None:
+            with suppress(*AWAY):  # a broker that is away will not take the rest either
+                await asyncio.wait_for(owned.producer.stop(), STOP_S_MAX)
 
     async def _is_gap_true(self, tp: TopicPartition, owned: _Owned) -> bool:
         """Tell whether offsets are missing in the log itself (markers of transactions); else seek to them again."""
-        first = (await self._consumer.beginning_offsets([tp]))[tp]
+        first = await self._first_offset("events", tp.partition)
         if first > owned.next_offset:
             raise OffsetGone(
                 f"{tp.topic}[{tp.partition}] must still hold offset {owned.next_offset}, got {first} as its first:"
@@ -252,26 +308,23 @@ class LedgerService(mode.Service):
         producer, topic = owned.producer, self._cluster.topic
         async with producer.transaction():
             for block in closed:
-                value = encode_block(block.header, block.columns, self._schema)
-                await producer.send(topic("examples"), value, partition=partition)
+                rows = encode_block(block.header, block.rows, self._schema)
+                chains = encode_chains(block.header, block.chains, self._chain_schema)
+                await producer.send(topic("examples"), rows, partition=partition)
+                await producer.send(topic("chains"), chains, partition=partition)
                 for letter in block.dead_letters:
                     raw = owned.raw_letters.pop(letter.offset)
                     await producer.send(
                         topic("dead-letters"), dead_letter_bytes(partition, letter, raw), partition=partition
                     )
 
-    def _decode(self, partition: int, append_s: float, value: bytes | None) -> Event | EventError:
+    def _decode(self, append_s: float, value: bytes | None) -> Event | EventError:
         try:
             event = decode_event(value)
-            if event.time_s > append_s + self._ahead_s:
-                raise EventError("future", "time_s", event.time_s)
-            if (
-                not isinstance(event, Tick)
-                and request_partition(event.request_id, self._cluster.partitions) != partition
-            ):
-                raise EventError("wrong_partition", "request_id", event.request_id)
         except EventError as error:
             return error
+        if event.time_s > append_s + self._ahead_s:
+            return EventError("future", "time_s", event.time_s)
         return event
 
     async def _tick_silent(self) -> None:
@@ -293,20 +346,3 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is
 
     async def on_partitions_revoked(self, revoked: list[TopicPartition]) -> None:
         await self._service.release([tp.partition for tp in revoked])
-
-
-def dead_letter_bytes(partition: int, letter: DeadLetter, raw: ConsumerRecord) -> bytes:
-    """Return the JSON of a dead letter: where it stood, what it broke, and the raw record (base64)."""
-    return msgspec.json.encode(
-        {
-            "v": 1,
-            "topic": raw.topic,
-            "partition": partition,
-            "offset": letter.offset,
-            "rule": letter.rule,
-            "field": letter.field,
-            "value": letter.value,
-            "key": base64.b64encode(raw.key or b"").decode(),
-            "record": base64.b64encode(raw.value or b"").decode(),
-        }
-    )

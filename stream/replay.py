@@ -31,6 +31,7 @@ from stream.kafka import murmur2_partition, topic_name
 from stream.logs.arrivals import Arrival
 from stream.logs.reader import RowCounts
 from stream.logs.source import read_arrivals
+from stream.wiring import new_tokens
 
 BATCH_BYTES = 128 * 1024  # by measurement: larger batches are no quicker
 BATCHES_WAITING_MAX = 8  # per topic and partition; beyond it the oldest is waited for
@@ -95,7 +96,7 @@ async def replay(
     pace = Pace(speed)
     topic, n_partitions = topic_name(settings.prefix, "events"), settings.kafka.partitions
     counts = ReplayCounts()
-    arrivals = read_arrivals(settings, bases, counts.rows, limit=limit)
+    arrivals, tokens = read_arrivals(settings, bases, counts.rows, limit=limit), new_tokens(settings)
     producer = AIOKafkaProducer(
         **options, enable_idempotence=True, max_batch_size=BATCH_BYTES, request_timeout_ms=int(BROKER_S_MAX * 1000)
     )
@@ -103,6 +104,8 @@ async def replay(
     try:
         await _check_topic(topic, n_partitions, producer, options, append=append)
         ads = Catalog(Outbox(producer, topic_name(settings.prefix, "catalog"), 1))
+        if tokens is not None:
+            arrivals = ((name, tokens.signed(event)) for name, event in arrivals)
         await _Replay(Outbox(producer, topic, n_partitions), ads, counts, on_progress).send(arrivals, pace)
     except KafkaError as error:
         raise RuntimeError(

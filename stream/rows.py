@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from stream.blocks import decode_block, decode_prior_update
+from stream.blocks import decode_block, decode_chains, decode_prior_update
 from stream.kafka import Record
 
 
@@ -21,7 +21,7 @@ def to_rows(topic: str, partition: int, record: Record) -> Iterator[str]:
     if record.value is None:
         yield _row(place | {"key": _text(record.key), "deleted": True})
     elif topic in ("examples", "chains"):
-        header, frame = decode_block(record.value)
+        header, frame = (decode_block if topic == "examples" else decode_chains)(record.value)
         yield _row(place | {"header": msgspec.to_builtins(header)})
         for row in frame.iter_rows(named=True):
             yield _row(row)

@@ -29,7 +29,7 @@ from infra.settings import Settings, registry_url
 from models.registry import Registry
 from models.serving.app import make_app
 from models.serving.catalog import Catalog
-from models.serving.pipeline import Pipeline
+from models.serving.pipeline import Pipeline, Sign
 from models.serving.rank import Scorer
 from models.serving.refresh import Refresher
 from models.serving.schema import Readiness
@@ -42,6 +42,7 @@ from stream.events import EVENT_BYTES_MAX
 from stream.follow import Take, follow
 from stream.kafka import check_broker, client_options, topic_name
 from stream.kafka_log import Record
+from stream.wiring import new_tokens
 
 log = logging.getLogger("freshrank.serve")
 
@@ -80,6 +81,13 @@ async def serve(
             await _run(service, options, listener, announce or functools.partial(print, flush=True))
 
 
+def _signer(settings: Settings) -> Sign:
+    tokens = new_tokens(settings)
+    if tokens is None:
+        return lambda *_: ""
+    return lambda request_id, ad_id, position, time_s: tokens.sign(request_id, ad_id, position, time_s=time_s)
+
+
 class _Service:
     """The parts of the service, put together, and what they take from the followed topics."""
 
@@ -98,6 +106,7 @@ class _Service:
             metrics,
             now_s=self.now_s,
             new_id=lambda: uuid.uuid4().hex,
+            sign=_signer(settings),
             candidates_max=settings.serve.candidates_max,
             top=settings.serve.top,
         )
@@ -167,13 +176,25 @@ class _Service:
 
     async def take_counts(self, records: list[Record]) -> None:
         """Put the counts on top of the snapshot's."""
-        updates = []
+        updates, published_s = [], []
         for record in records:
             try:
                 updates.append(decode_prior_update(record.value or b""))
             except BlockError as error:
                 self._refuse("prior-updates", record, error)
+            else:
+                published_s.append(record.timestamp_ms / 1000.0)
         await self.refresher.apply(updates)
+        if "prior-updates" not in self._unread:  # what stood there at the start was late for other reasons
+            self._observe_delays(published_s, [update.at_s for update in updates])
+
+    def _observe_delays(self, published_s: list[float], settled_s: list[float]) -> None:
+        now_s, delay_s = time.time(), self.metrics.counts_delay_s
+        for moment_s in published_s:
+            delay_s.labels("published").observe(max(0.0, now_s - moment_s))
+        if self.settings.kafka.clock == "live":
+            for moment_s in settled_s:
+                delay_s.labels("settled").observe(max(0.0, now_s - moment_s))
 
     def _has_read(self, topic: str) -> None:
         self._unread.discard(topic)

@@ -68,7 +68,7 @@ class TrainService(mode.Service):
         self._producer = AIOKafkaProducer(**self._cluster.options, transactional_id=self._group)
         await self._producer.start()  # fences a trainer that was only frozen
         positions = await self._restore()
-        self._feed = BlockFeed(self._cluster, positions)
+        self._feed = BlockFeed(self._cluster, positions, self._settings.fields)
         async for block in self._feed.catch_up():
             await self._add(block)
 

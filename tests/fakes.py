@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import polars as pl
+
 from models.serving.pipeline import Unavailable
 from models.serving.schema import ClientEvent, Served
 
@@ -12,13 +14,38 @@ class EventLog:
     Attributes:
         events: What was published, in order.
         is_away: Nothing can be published.
+        leaves_after: It goes away once it holds so many.
     """
 
     def __init__(self) -> None:
         self.events: list[Served | ClientEvent] = []
         self.is_away = False
+        self.leaves_after: int | None = None
 
     async def publish(self, event: Served | ClientEvent) -> None:
-        if self.is_away:
+        if self.is_away or len(self.events) == self.leaves_after:
             raise Unavailable("log", "it is away")
         self.events.append(event)
+
+
+class UserShelf:
+    """The part of a feature store that is written to, in memory.
+
+    Attributes:
+        batches: What was pushed, in order.
+        is_away: Nothing can be pushed.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[pl.DataFrame] = []
+        self.is_away = False
+        self.is_closed = False
+
+    async def push(self, users: pl.DataFrame) -> int:
+        if self.is_away:
+            raise ConnectionError("no route to the store")
+        self.batches.append(users)
+        return 0
+
+    def close(self) -> None:
+        self.is_closed = True

@@ -33,7 +33,7 @@ def tracked_files() -> list[Path]:
 
 def text_of(path: Path) -> str:
     raw = path.read_bytes()
-    return "" if b"\0" in raw[:8192] else raw.decode("utf-8")
+    return "" if b"\0" in raw[:8192] else raw.decode("utf-8", errors="replace")
 
 
 def offending_lines(pattern: re.Pattern[str]) -> list[str]:

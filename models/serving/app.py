@@ -63,10 +63,10 @@ def make_app(
     async def events(request: Request) -> Response:
         body = await _body(request, body_bytes_max)
         read = read_events(body, events_max=events_max, now_s=now_s(), ahead_max_s=ahead_max_s)
-        results = await _publish_all(read, publish)
-        accepted = sum(result.accepted for result in results)
-        answer = EventsAnswer(accepted, len(results) - accepted, results)
-        return _json(answer, 200 if accepted else 400)
+        answer = await _publish_all(read, publish)
+        if answer.error is not None:
+            return _come_back(answer)
+        return _json(answer, 200 if answer.accepted else 400)
 
     async def healthz(_: Request) -> Response:
         return _json({"status": "ok"})
@@ -139,8 +139,12 @@ async def _body(request: Request, bytes_max: int) -> bytes:
     return b"".join(chunks)
 
 
-async def _publish_all(read: list[ClientEvent | Fault], publish: Publish) -> list[EventResult]:
-    """Publish the good events together; if the log is away for one, the caller is to send them all again."""
+async def _publish_all(read: list[ClientEvent | Fault], publish: Publish) -> EventsAnswer:
+    """Publish the good events together; where the log was away for one, the answer has an `error` and says for which.
+
+    Sending all of them again does no harm: the ledger counts those that it has as duplicates.
+    """
+    away: list[Fault] = []
 
     async def one(event: ClientEvent | Fault) -> EventResult:
         if isinstance(event, Fault):
@@ -149,6 +153,9 @@ async def _publish_all(read: list[ClientEvent | Fault], publish: Publish) -> lis
             await publish(event)
         except Rejected as rejected:
             return EventResult(accepted=False, error=rejected.fault)
+        except Unavailable as unavailable:
+            away.append(_missing(unavailable))
+            return EventResult(accepted=False, error=away[-1])
         return EventResult(accepted=True)
 
     outcomes = await asyncio.gather(*map(one, read), return_exceptions=True)
@@ -157,7 +164,8 @@ async def _publish_all(read: list[ClientEvent | Fault], publish: Publish) -> lis
         if isinstance(outcome, BaseException):
             raise outcome
         results.append(outcome)
-    return results
+    accepted = sum(result.accepted for result in results)
+    return EventsAnswer(accepted, len(results) - accepted, results, away[0] if away else None)
 
 
 def _json(content: object, status: int = 200) -> Response:
@@ -175,7 +183,15 @@ async def _rejected(_: Request, error: Exception) -> Response:
 
 async def _unavailable(_: Request, error: Exception) -> Response:
     assert isinstance(error, Unavailable)
-    response = _error(Fault(error.part, "must be there to answer", error.why), 503)
+    return _come_back({"error": _missing(error)})
+
+
+def _missing(unavailable: Unavailable) -> Fault:
+    return Fault(unavailable.part, "must be there to answer", unavailable.why)
+
+
+def _come_back(content: object) -> Response:
+    response = _json(content, 503)
     response.headers["retry-after"] = str(RETRY_AFTER_S)
     return response
 

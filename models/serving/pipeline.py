@@ -25,6 +25,9 @@ from models.swap import Holder
 Publish = Callable[[Served | ClientEvent], Awaitable[None]]
 """Returns once the event is in the log; raises `Unavailable` within seconds, or `Rejected` if it is too large."""
 
+Sign = Callable[[str, str, int, float], str]
+"""Returns the token of (request_id, ad_id, position, event time of the request)."""
+
 
 class Unavailable(Exception):
     """The service cannot do this now; the same call may well succeed later.
@@ -57,6 +60,7 @@ class Pipeline:
         *,
         now_s: Callable[[], float],
         new_id: Callable[[], str],
+        sign: Sign,
         candidates_max: int,
         top: int,
     ) -> None:
@@ -65,6 +69,7 @@ class Pipeline:
         Args:
             now_s: Event time of what happens now.
             new_id: Makes a request_id that nobody has used.
+            sign: Makes the token of a place in an answer.
         """
         self.sample: tuple[pl.DataFrame, float] = (candidate_frame(fields, {}, [Ad("", {})]), 0.0)
         self._fields = fields
@@ -74,6 +79,7 @@ class Pipeline:
         self._metrics = metrics
         self._now_s = now_s
         self._new_id = new_id
+        self._sign = sign
         self._reader = RankReader(fields, candidates_max=candidates_max, top=top)
 
     async def rank(self, body: bytes) -> RankAnswer:
@@ -107,7 +113,13 @@ class Pipeline:
         if order:
             self.sample = (frame, time_s)
         ads = [
-            RankedAd(found.ads[index].ad_id, position, float(scores[index]), known=found.known[index])
+            RankedAd(
+                ad_id := found.ads[index].ad_id,
+                position,
+                float(scores[index]),
+                known=found.known[index],
+                token=self._sign(request_id, ad_id, position, time_s),
+            )
             for position, index in enumerate(order)
         ]
         shown = [found.ads[index] for index in order]

@@ -5,23 +5,22 @@ Owns the `Scorer` and the frame that it scores. Must not know requests, the cata
 Invariants: a scorer never changes: new counts make a new one, so whoever holds it sees one snapshot and one moment of
 the counts; values become keys by the function that training uses; equal scores keep the order in which they were asked.
 
-Shape legend: `K` candidates, `U` values of an update, `H` half-lives.
+Shape legend: `K` candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from features.encode import Keys, encode, slot_fields
+from features.encode import Keys, encode
 from features.fields import Field, Kind, raw_fields
-from features.priors import Counts, PriorTable, SettledRows, advance, codes, lookup, set_counts
+from features.live_priors import PublishedCounts
+from features.priors import Counts, PriorTable, codes, lookup
 from models.batch import Predictor
 from models.serving.schema import Ad, Clean
 from models.snapshot import Snapshot
@@ -34,38 +33,6 @@ _TYPES: dict[Kind, pa.DataType] = {
     "categories": pa.large_list(pa.large_string()),
     "number": pa.float64(),
 }
-
-
-class CountUpdate(Protocol):
-    """Absolute counts of the values touched lately, as the live priors publish them."""
-
-    @property
-    def at_s(self) -> float:
-        """Event time of the counts."""
-
-    @property
-    def keys(self) -> npt.NDArray[np.uint64]:
-        """Keys of the values (U,)."""
-
-    @property
-    def field(self) -> npt.NDArray[np.int16]:
-        """Field index of each (U,)."""
-
-    @property
-    def n(self) -> npt.NDArray[np.float64]:
-        """Impressions (U, H)."""
-
-    @property
-    def c(self) -> npt.NDArray[np.float64]:
-        """Clicks (U, H)."""
-
-    @property
-    def root_n(self) -> npt.NDArray[np.float64]:
-        """Impressions over all values (H,)."""
-
-    @property
-    def root_c(self) -> npt.NDArray[np.float64]:
-        """Clicks over all values (H,)."""
 
 
 class Scorer:
@@ -90,18 +57,9 @@ class Scorer:
         """Return a scorer with the snapshot's own counts."""
         return cls(snapshot, Predictor(snapshot), snapshot.priors)
 
-    def with_live_counts(self, live: PriorTable) -> Scorer:
-        """Return a scorer with the live counts over the snapshot's; ones older than the snapshot tell it nothing.
-
-        A value that the live counts hold is as new as they are, whenever it was last touched: had it been touched
-        since, it would have been published since. So one comparison of two times decides for all values.
-        """
-        own = self._snapshot.priors
-        if live.as_of_s < own.as_of_s:
-            return Scorer(self._snapshot, self._predictor, own)
-        table = set_counts(own, live.keys, live.field, live.n, live.c, live.as_of_s)
-        table = replace(table, root_n=live.root_n, root_c=live.root_c)
-        return Scorer(self._snapshot, self._predictor, table)
+    def with_live_counts(self, live: PublishedCounts) -> Scorer:
+        """Return a scorer with the live counts over the snapshot's; ones older than the snapshot tell it nothing."""
+        return Scorer(self._snapshot, self._predictor, live.over(self._snapshot.priors))
 
     def score(self, frame: pl.DataFrame, time_s: float) -> Scores:
         """Return the click probability of each row, (K,).
@@ -114,28 +72,6 @@ class Scorer:
             return np.zeros(0, np.float32)
         keys = encode(frame, self._snapshot.fields)  # (K, S)
         return self._predictor(keys, _lookup(self.table, keys, max(time_s, self.table.as_of_s)))
-
-
-def add_update(live: PriorTable, update: CountUpdate) -> PriorTable:
-    """Return the live counts with an update in them; one that is older than they are changes nothing.
-
-    Raises:
-        ValueError: If it was counted with another number of half-lives.
-    """
-    half_lives = len(live.half_lives_s)
-    if update.n.shape != (len(update.keys), half_lives) or update.c.shape != update.n.shape:
-        raise ValueError(f"[prior-updates] counts must have {half_lives} half-lives, got shape {update.n.shape}")
-    if update.at_s < live.as_of_s:
-        return live
-    table = set_counts(live, update.keys, update.field, update.n, update.c, update.at_s)
-    return replace(table, root_n=update.root_n, root_c=update.root_c)
-
-
-def forget(live: PriorTable, fields: Sequence[Field], *, evidence_min: float) -> PriorTable:
-    """Return the live counts without the values whose evidence has decayed below `evidence_min`."""
-    slot_field = slot_fields(fields)
-    nothing = SettledRows.empty(len(slot_field))
-    return advance(live, nothing, live.as_of_s, slot_field=slot_field, evidence_min=evidence_min)
 
 
 def candidate_frame(fields: Sequence[Field], values: dict[str, Clean], ads: Sequence[Ad]) -> pl.DataFrame:

@@ -18,10 +18,10 @@ import numpy as np
 import polars as pl
 
 from features.fields import Field
-from features.priors import PriorTable
+from features.live_priors import CountUpdate, PublishedCounts
 from infra.metrics import ServeMetrics
 from models.registry import Registry
-from models.serving.rank import CountUpdate, Scorer, add_update, forget
+from models.serving.rank import Scorer
 from models.snapshot import SnapshotError
 from models.swap import Holder
 
@@ -56,7 +56,7 @@ class Refresher:
         self._fields = fields
         self._evidence_min = evidence_min
         self._sample = sample
-        self._live = PriorTable.empty(half_lives_s, len(fields))
+        self._live = PublishedCounts.empty(half_lives_s, len(fields))
         self._wanted = ""
         self._news = asyncio.Event()
         self._one_change = asyncio.Lock()
@@ -100,7 +100,7 @@ class Refresher:
             log.error("[refresh] snapshot %s is refused, %s goes on serving: %s", version, serving, error)
             return False
         async with self._one_change:
-            self._live = await asyncio.to_thread(forget, self._live, self._fields, evidence_min=self._evidence_min)
+            self._live = await asyncio.to_thread(self._live.without, self._evidence_min)
             await self._swap(scorer)
         self._metrics.snapshots.labels("swapped").inc()
         self._metrics.swapped_at_s.set(time.time())
@@ -111,16 +111,20 @@ class Refresher:
     async def apply(self, updates: Sequence[CountUpdate]) -> None:
         """Put count updates, oldest first, under all later scores; a bad one is counted and left out."""
         async with self._one_change:
-            for update in updates:
-                try:
-                    self._live = await asyncio.to_thread(add_update, self._live, update)
-                except ValueError as error:
-                    self._metrics.records.labels("prior-updates", "refused").inc()
-                    log.warning("[refresh] %s", error)
-                else:
-                    self._metrics.records.labels("prior-updates", "applied").inc()
+            good = [update for update in updates if self._is_good(update)]
+            self._live = await asyncio.to_thread(self._live.updated, good)
             if self._holder.current is not None:
                 await self._swap(self._holder.current)
+
+    def _is_good(self, update: CountUpdate) -> bool:
+        try:
+            self._live.check(update)
+        except ValueError as error:
+            self._metrics.records.labels("prior-updates", "refused").inc()
+            log.warning("[refresh] %s", error)
+            return False
+        self._metrics.records.labels("prior-updates", "applied").inc()
+        return True
 
     async def _swap(self, scorer: Scorer) -> None:
         scorer = await asyncio.to_thread(scorer.with_live_counts, self._live)

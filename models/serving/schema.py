@@ -13,11 +13,13 @@ from typing import Annotated
 
 import msgspec
 
+TOKEN_CHARS_MAX = 100  # two numbers and 16 bytes in base64
 ID_CHARS_MAX = 256  # the same as for an event: each id becomes one
 POSITION_MAX = 1_000_000  # the same as for an event
 
 Clean = str | list[str] | float | None
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
+Token = Annotated[str, msgspec.Meta(max_length=TOKEN_CHARS_MAX)]
 Position = Annotated[int, msgspec.Meta(ge=0, le=POSITION_MAX)]
 
 
@@ -76,6 +78,7 @@ class RankedAd(msgspec.Struct, frozen=True, gc=False):
         pctr: Predicted probability of a click.
         known: The ad was in the catalog.
         propensity: Probability with which it was put at this place, for counterfactual estimates.
+        token: Proof that it was, to be sent back with its impression and its click; empty where none is demanded.
     """
 
     ad_id: str
@@ -83,6 +86,7 @@ class RankedAd(msgspec.Struct, frozen=True, gc=False):
     pctr: float
     known: bool
     propensity: float = 1.0
+    token: str = ""
 
 
 class RankAnswer(msgspec.Struct, frozen=True):
@@ -133,6 +137,7 @@ class Impression(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
     position: Position
     time_s: float | None = None
     propensity: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
+    token: Token = ""
     v: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
 
 
@@ -143,6 +148,7 @@ class Click(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
     ad_id: Id
     position: Position
     time_s: float | None = None
+    token: Token = ""
     v: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
 
 
@@ -156,9 +162,14 @@ class EventResult(msgspec.Struct, frozen=True, omit_defaults=True):
     error: Fault | None = None
 
 
-class EventsAnswer(msgspec.Struct, frozen=True):
-    """The body of an answer to `POST /v1/events`: one result per event, in the order given."""
+class EventsAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of an answer to `POST /v1/events`: one result per event, in the order given.
+
+    Attributes:
+        error: Why some were not taken now though they may be later; the status is 503 then.
+    """
 
     accepted: int
     rejected: int
     results: list[EventResult]
+    error: Fault | None = None

@@ -82,7 +82,7 @@ async def score_frozen(settings: Settings, cluster: Cluster, snapshot: Snapshot)
     assert snapshot.slide is not None
     slides = Slides(slide_s=settings.window.slide_s, edges=settings.window.edges)
     window = Window(cluster.partitions, slides, first_open=snapshot.slide + 1)
-    feed = BlockFeed(cluster, {})
+    feed = BlockFeed(cluster, {}, settings.fields)
     async for block in feed.catch_up():
         window.add(block.header.partition, block.offset, block.header.watermark_s, block.frame)
         for slide in window.closed():

@@ -9,28 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from aiokafka import AIOKafkaProducer
+from kafka import KafkaAdminClient
+from kafka import TopicPartition as KafkaPartition
 
 from infra.broker import BrokerInfo
-from stream.blocks import decode_block, encode_block, row_schema
+from stream.blocks import chain_schema, decode_block, encode_block, encode_chains, row_schema
 from stream.events import Candidate, Click, EventError, Impression, Request, decode_event, encode_event
 from stream.kafka import murmur2_partition
-from stream.wiring import new_ledger, new_slides
+from stream.ledger import Closed
+from stream.wiring import new_guarded_ledger, new_slides
 from tests.broker.deployment import Deployment, deploy, until
 
 
-async def expected_blocks(deployment: Deployment, partition: int) -> list[bytes]:
+async def expected_blocks(deployment: Deployment, partition: int) -> tuple[list[bytes], list[bytes]]:
     """What the ledger writes when nothing goes wrong, by its definition: a pure function of the events."""
     settings = deployment.settings
-    ledger, schema = new_ledger(partition, settings, new_slides(settings)), row_schema(settings.fields)
-    blocks = []
+    ledger = new_guarded_ledger(partition, settings, new_slides(settings))
+    blocks: list[Closed] = []
     for record in await deployment.read("events", partition):
+        value = record.value or b""
         try:
-            event: Any = decode_event(record.value)
+            event: Any = decode_event(value)
         except EventError as error:
             event = error
-        blocks += ledger.step(record.offset, record.timestamp_ms / 1000.0, event)
-    return [encode_block(block.header, block.columns, schema) for block in blocks]
+        blocks += ledger.step(record.offset, record.timestamp_ms / 1000.0, event, len(value))
+    schema, chains = row_schema(settings.fields), chain_schema(settings.fields)
+    return (
+        [encode_block(block.header, block.rows, schema) for block in blocks],
+        [encode_chains(block.header, block.chains, chains) for block in blocks],
+    )
 
 
 async def test_kill_9_of_the_ledger_leaves_the_blocks_of_a_quiet_run(
@@ -39,7 +48,7 @@ async def test_kill_9_of_the_ledger_leaves_the_blocks_of_a_quiet_run(
     deployment = deploy(tmp_path, broker.bootstrap_servers, topic_prefix, rows=7_000, slide_s=1800.0)
     sending = asyncio.create_task(deployment.replay(speed=800.0))
     n_kills = 0
-    while not sending.done() and n_kills < 2:
+    while not sending.done() and n_kills < 1:
         with deployment.role("worker", "ledger") as process:
             await wrote_more(deployment)
             process.kill()
@@ -48,11 +57,12 @@ async def test_kill_9_of_the_ledger_leaves_the_blocks_of_a_quiet_run(
     await sending
     with deployment.role("worker", "ledger"):
         await deployment.wait_settled()
-    assert n_kills == 2
+    assert n_kills == 1
     for partition in range(deployment.cluster.partitions):
-        written = [record.value for record in await deployment.read("examples", partition)]
-        assert written == await expected_blocks(deployment, partition)
-        header, _ = decode_block(written[-1] or b"")
+        written = [record.value or b"" for record in await deployment.read("examples", partition)]
+        chains = [record.value or b"" for record in await deployment.read("chains", partition)]
+        assert (written, chains) == await expected_blocks(deployment, partition)
+        header, _ = decode_block(written[-1])
         assert header.counts.violations() == {"impressions": 0, "clicks": 0, "records": 0}
         assert header.counts.pending == 0
 
@@ -149,3 +159,29 @@ async def settled_rows(deployment: Deployment, partition: int, n_rows: int) -> A
     while True:
         header = (await deployment.headers())[partition]
         yield header is not None and header.counts.clicked + header.counts.expired_negative >= n_rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eaten", ["events", "examples"])
+async def test_retention_that_took_what_a_resume_needs_is_a_stop_that_says_so(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str, eaten: str
+) -> None:
+    deployment = deploy(tmp_path, broker.bootstrap_servers, topic_prefix, rows=2_000, slide_s=60.0)
+    await deployment.replay(limit=2_000)
+    with deployment.role("worker", "ledger"):
+        await deployment.wait_settled()
+    written = [len(await deployment.read("examples", partition)) for partition in range(3)]
+    end = max(record.offset for record in await deployment.read(eaten, 0)) + 1
+    await asyncio.to_thread(delete_before, broker, f"{topic_prefix}.{eaten}", end)
+    with deployment.role("worker", "ledger") as process:
+        assert await asyncio.to_thread(process.wait, 40.0) == 1
+    assert "the ledger of partition 0 cannot resume" in deployment.log("ledger")
+    assert "Retention took events or blocks that are still needed" in deployment.log("ledger")
+    if eaten == "events":
+        assert [len(await deployment.read("examples", partition)) for partition in range(3)] == written
+
+
+def delete_before(broker: BrokerInfo, topic: str, offset: int) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    admin.delete_records({KafkaPartition(topic, 0): offset})
+    admin.close()

@@ -156,6 +156,7 @@ async def test_from_an_announced_snapshot_to_logged_events_to_the_next_snapshot(
         live = counted(slide(1), slide(2), slide(3))
         await send(kafka_options, f"{prefix}.prior-updates", "", encode_prior_update(update_from(live)))
         await eventually(lambda: exports(client, f"freshrank_prior_counts_timestamp_seconds {live.as_of_s}"))
+        await eventually(lambda: exports(client, 'freshrank_prior_counts_delay_seconds_count{since="published"} 1.0'))
         await send(kafka_options, f"{prefix}.snapshots", "ctr", announcement(1))
 
         async def has_swapped() -> bool:

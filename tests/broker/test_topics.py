@@ -1,6 +1,7 @@
 """Topics and client options against a real broker, and against none."""
 
 import asyncio
+import functools
 import gc
 import socket
 import ssl
@@ -15,7 +16,15 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from infra.broker import BrokerInfo
-from stream.kafka import TOPICS, check_broker, client_options, create_topics, murmur2_partition, topic_name
+from stream.kafka import (
+    TOPICS,
+    check_broker,
+    check_retention,
+    client_options,
+    create_topics,
+    murmur2_partition,
+    topic_name,
+)
 
 ANSWER_S = 8.0  # a bound for errors that must come within seconds
 
@@ -165,3 +174,12 @@ def test_options_pass_sasl_and_tls_through() -> None:
 def test_security_that_cannot_work_is_said(security: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=r"\[kafka\.security\] " + message):
         client_options("a:1", security)
+
+
+def test_topic_that_forgets_before_a_resume_is_done_is_refused(broker: BrokerInfo, topic_prefix: str) -> None:
+    check = functools.partial(check_retention, broker.bootstrap_servers, prefix=topic_prefix, security={})
+    assert check(least_s=240.0) == {}
+    create_topics(broker.bootstrap_servers, prefix=topic_prefix, partitions=1, security={}, retention_s=300.0)
+    assert set(check(least_s=240.0).values()) == {300.0}
+    with pytest.raises(ValueError, match=r"must have retention.ms > 300000, 2 x \(wait_s \+ grace_s\), got 300000"):
+        check(least_s=300.0)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from features.point_in_time import point_in_time
 from features.priors import PriorTable, SettledRows, advance
-from tests.features.counting import HALF_LIVES_S, SLOT_FIELD, WIDTHS, count, keys_of, rows_of
+from tests.features.counting import HALF_LIVES_S, SLOT_FIELD, WIDTHS, count, impressions, keys_of, rows_of
 
 EMPTY = PriorTable.empty(HALF_LIVES_S, 2)
 
@@ -44,7 +46,7 @@ def test_a_label_changes_nothing_that_was_shown_before_it_settled(seed: int, n_r
     click = rows.click.copy()
     click[which] = 1.0 - click[which]
     before, after = (
-        point_in_time(EMPTY, SettledRows(rows.keys, rows.settled_s, clicks), asked, time_s, WIDTHS)
+        point_in_time(EMPTY, dataclasses.replace(rows, click=clicks), asked, time_s, WIDTHS)
         for clicks in (rows.click, click)
     )
     unaware = time_s < rows.settled_s[which]
@@ -54,7 +56,7 @@ def test_a_label_changes_nothing_that_was_shown_before_it_settled(seed: int, n_r
 
 
 def test_a_label_is_seen_from_the_very_moment_on_at_which_it_settles() -> None:
-    rows = SettledRows(np.array([[1, 0, 0]], np.uint64), np.array([10.0]), np.ones(1))
+    rows = impressions(np.array([[1, 0, 0]], np.uint64), np.array([10.0]), np.ones(1))
     asked = np.array([[1, 0, 0]] * 2, np.uint64)
     counts = point_in_time(EMPTY, rows, asked, np.array([10.0, np.nextafter(10.0, 0.0)]), WIDTHS)
     assert counts.c[:, 0, 0].tolist() == [1.0, 0.0]
@@ -62,7 +64,7 @@ def test_a_label_is_seen_from_the_very_moment_on_at_which_it_settles() -> None:
 
 def test_a_long_run_of_one_value_keeps_its_precision() -> None:
     settled_s = np.linspace(0.0, 1e7, 20_000)  # 2 million of the shortest half-lives
-    rows = SettledRows(np.ones((20_000, 1), np.uint64), settled_s, np.ones(20_000))
+    rows = impressions(np.ones((20_000, 1), np.uint64), settled_s, np.ones(20_000))
     table = PriorTable.empty(HALF_LIVES_S, 1)
     counts = point_in_time(table, rows, np.ones((1, 1), np.uint64), np.array([1e7]), (1,))
     wanted = (0.5 ** ((1e7 - settled_s[:, None]) / np.array(HALF_LIVES_S))).sum(axis=0)
@@ -78,6 +80,6 @@ def test_no_rows_and_nothing_settled_is_no_error() -> None:
 
 def test_rows_that_the_table_holds_already_cannot_be_counted_again() -> None:
     table = advance(EMPTY, SettledRows.empty(3), 10.0, slot_field=SLOT_FIELD)
-    rows = SettledRows(np.ones((1, 3), np.uint64), np.array([10.0]), np.ones(1))
+    rows = impressions(np.ones((1, 3), np.uint64), np.array([10.0]), np.ones(1))
     with pytest.raises(ValueError, match=r"settled rows must be later than the table's 10.0, got 10.0"):
         point_in_time(table, rows, np.ones((1, 3), np.uint64), np.array([11.0]), WIDTHS)

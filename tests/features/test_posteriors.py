@@ -135,3 +135,25 @@ def test_a_field_that_was_never_or_always_clicked_has_a_strength_all_the_same(cl
 
 
 _SHARES = [[1.0, 0.5, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_clicks_added_late_count_for_no_more_than_what_is_left_of_their_impressions() -> None:
+    n = [[3.0, 30.0], *NOTHING[1:]]
+    late, bounded = (counts_of(n, [c, *NOTHING[1:]]) for c in ([9.0, 30.5], [3.0, 30.0]))
+    np.testing.assert_array_equal(read(late), read(bounded))
+
+
+def test_an_overall_rate_whose_clicks_exceed_its_impressions_is_one_of_clicks_alone() -> None:
+    late, bounded = (
+        Counts(np.zeros((1, 3, 2)), np.zeros((1, 3, 2)), np.full((1, 2), 5.0), np.full((1, 2), c)) for c in (7.0, 5.0)
+    )
+    np.testing.assert_array_equal(read(late), read(bounded))
+
+
+def test_clicks_added_late_do_not_make_rates_look_more_different_than_they_can_be() -> None:
+    rng = np.random.default_rng(0)
+    n = np.full((40, 2), 10.0)
+    c = np.where(rng.random((40, 1)) < 0.3, 10.0, 2.0).repeat(2, axis=1)
+    table = dataclasses.replace(TABLE, keys=np.arange(1, 41, dtype=np.uint64), field=np.zeros(40, np.int16), n=n, c=c)
+    late = dataclasses.replace(table, c=np.where(c == 10.0, 14.0, c))
+    np.testing.assert_array_equal(estimate_strength(late).strength, estimate_strength(table).strength)

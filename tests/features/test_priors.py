@@ -1,10 +1,11 @@
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.priors import PriorTable, SettledRows, advance, lookup, merge, set_counts
-from tests.features.counting import HALF_LIVES_S, SLOT_FIELD, count, rows_of
+from features.priors import PriorTable, SettledRows, advance, lookup, set_counts
+from tests.features.counting import HALF_LIVES_S, SLOT_FIELD, count, impressions, rows_of
 from tests.frames import frame
 
 EMPTY = PriorTable.empty(HALF_LIVES_S, 2)
@@ -34,6 +35,7 @@ def test_a_table_equals_a_slow_count(seed: int, n_rows: int, span_s: float) -> N
         np.testing.assert_allclose(table.c[i], c, rtol=1e-9, atol=1e-9)
     assert set(table.keys.tolist()) == set(rows.keys[rows.keys > 0].tolist())
     np.testing.assert_allclose(table.root_n, count(rows, -1, span_s)[0], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(table.root_c, count(rows, -1, span_s)[1], rtol=1e-9, atol=1e-9)
 
 
 @given(seed=st.integers(0, 10**6), cut=st.floats(0.0, 1.0), span_s=SPANS_S)
@@ -45,21 +47,33 @@ def test_counting_in_two_steps_equals_counting_in_one(seed: int, cut: float, spa
 
 
 @given(seed=st.integers(0, 10**6), span_s=SPANS_S)
-def test_rows_of_two_partitions_may_be_counted_in_either_order_or_apart_and_merged(seed: int, span_s: float) -> None:
+def test_rows_of_two_partitions_may_be_counted_in_either_order(seed: int, span_s: float) -> None:
     rng = np.random.default_rng(seed)
     one, other = rows_of(rng, 20, span_s=span_s), rows_of(rng, 20, span_s=span_s / 2)
     one_first = counted(other, span_s / 2, counted(one, span_s))
     other_first = counted(one, span_s, counted(other, span_s / 2))
     assert_same_counts(one_first, other_first)
-    assert_same_counts(merge(counted(one, span_s), counted(other, span_s / 2)), one_first)
-    assert_same_counts(merge(counted(other, span_s / 2), counted(one, span_s)), one_first)
 
 
 def test_a_count_halves_with_each_half_life() -> None:
-    table = counted(SettledRows(np.array([[1, 0, 0]], np.uint64), np.zeros(1), np.ones(1)), 0.0)
+    table = counted(impressions(np.array([[1, 0, 0]], np.uint64), np.zeros(1), np.ones(1)), 0.0)
     counts = lookup(table, np.array([[1, 0, 0]], np.uint64), 10.0)
     np.testing.assert_allclose(counts.n[0, 0], [0.25, 0.5 ** (10 / 300), 0.5 ** (10 / 1e6)])
     np.testing.assert_allclose(counts.c, counts.n)
+
+
+def test_a_late_correction_adds_its_click_from_its_own_moment_on_and_no_impression() -> None:
+    keys = np.array([[1, 0, 0], [1, 0, 0]], np.uint64)
+    rows = SettledRows(keys, np.array([0.0, 5.0]), np.array([0.0, 1.0]), np.array([1.0, 0.0]))
+    table = counted(rows, 5.0)
+    np.testing.assert_allclose(table.n[0], 0.5 ** (5.0 / np.array(HALF_LIVES_S)))
+    assert table.c[0].tolist() == table.root_c.tolist() == [1.0, 1.0, 1.0]
+    assert table.root_n.tolist() == table.n[0].tolist()
+
+
+def test_a_correction_of_a_value_that_was_forgotten_does_not_bring_it_back() -> None:
+    rows = SettledRows(np.array([[1, 0, 0]], np.uint64), np.array([5.0]), np.ones(1), np.zeros(1))
+    assert not len(advance(EMPTY, rows, 5.0, slot_field=SLOT_FIELD, evidence_min=0.1).keys)
 
 
 def test_unknown_and_absent_keys_have_no_counts() -> None:
@@ -77,11 +91,11 @@ def test_a_table_cannot_be_asked_about_its_past() -> None:
 
 def test_a_row_that_settles_later_than_the_moment_is_not_counted_yet() -> None:
     with pytest.raises(ValueError, match=r"rows must have settled by 5.0 to be added, got 10.0"):
-        counted(SettledRows(np.zeros((1, 3), np.uint64), np.array([10.0]), np.ones(1)), 5.0)
+        counted(impressions(np.zeros((1, 3), np.uint64), np.array([10.0]), np.ones(1)), 5.0)
 
 
 def test_values_whose_evidence_has_decayed_are_forgotten() -> None:
-    rows = SettledRows(np.array([[1, 0, 0], [2, 0, 0]], np.uint64), np.array([0.0, 3e6]), np.ones(2))
+    rows = impressions(np.array([[1, 0, 0], [2, 0, 0]], np.uint64), np.array([0.0, 3e6]), np.ones(2))
     table = advance(EMPTY, rows, 3e6, slot_field=SLOT_FIELD, evidence_min=0.5)
     assert table.keys.tolist() == [2]
     assert table.field.tolist() == [0]
@@ -117,9 +131,17 @@ def test_settled_rows_are_put_into_order() -> None:
     assert rows.settled_s.tolist() == [61.0, 62.0, 63.0]
     assert rows.keys[:, 0].tolist() == [1, 2, 3]
     assert rows.click.tolist() == [0.0, 1.0, 1.0]
+    assert rows.impression.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_row_of_the_kind_late_corrected_is_no_impression() -> None:
+    late = frame(time_s=[2.0, 1.0], click=[1, 0]).with_columns(kind=pl.Series(["late_corrected", "expired_negative"]))
+    rows = SettledRows.from_frame(late, np.array([[2], [1]], np.uint64))
+    assert rows.impression.tolist() == [1.0, 0.0]
+    assert rows.between(61.0, 62.0).followed_by(rows).impression.tolist() == [0.0, 1.0, 0.0]
 
 
 def test_rows_between_two_moments_exclude_the_first_and_include_the_last() -> None:
-    rows = SettledRows(np.arange(4, dtype=np.uint64)[:, None], np.array([1.0, 2.0, 2.0, 3.0]), np.zeros(4))
+    rows = impressions(np.arange(4, dtype=np.uint64)[:, None], np.array([1.0, 2.0, 2.0, 3.0]), np.zeros(4))
     assert rows.between(1.0, 2.0).keys[:, 0].tolist() == [1, 2]
     assert rows.between(-np.inf, 1.0).followed_by(rows.between(1.0, np.inf)).keys.tolist() == rows.keys.tolist()

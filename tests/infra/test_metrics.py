@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import re
+import socket
 
+import pytest
 from prometheus_client import CollectorRegistry
 
-from infra.metrics import EVENT_OUTCOMES, EVENT_TYPES, ServeMetrics, expose
+from infra.metrics import EVENT_OUTCOMES, EVENT_TYPES, LedgerMetrics, PriorMetrics, ServeMetrics, expose, serve_metrics
+from stream.blocks import Counts
 
-UNITS = ("seconds", "count", "total")
+UNITS = ("seconds", "count", "bytes", "total")
+LEDGER = {**dict.fromkeys(Counts.__struct_fields__, 1.0), "impressions_law": 0.0, "clicks_law": 0.0}
+LEDGER |= {"records_law": 0.0, "requests_known": 5.0, "bytes_known": 7.0, "watermark_s": 90.0, "horizon_s": 91.0}
 
 
 def test_every_name_is_freshrank_noun_unit() -> None:
     registry = CollectorRegistry()
     ServeMetrics(registry)
+    PriorMetrics(registry)
+    LedgerMetrics(registry, lambda: {0: LEDGER})
     for family in registry.collect():
         name = family.name + ("_total" if family.type == "counter" else "")
         assert re.fullmatch(rf"freshrank(_[a-z]+)+_({'|'.join(UNITS)})", name), name
@@ -33,3 +40,23 @@ def test_two_groups_do_not_add_up() -> None:
     one.snapshots.labels("swapped").inc()
     assert 'freshrank_snapshot_swaps_total{outcome="swapped"} 1.0' in expose(one.registry)[0].decode()
     assert 'freshrank_snapshot_swaps_total{outcome="swapped"} 0.0' in expose(other.registry)[0].decode()
+
+
+def test_ledger_says_what_its_partitions_hold_when_it_is_asked() -> None:
+    registry = CollectorRegistry()
+    states = {0: LEDGER, 3: LEDGER | {"pending": 12.0}}
+    LedgerMetrics(registry, lambda: states)
+    exported = expose(registry)[0].decode()
+    assert 'freshrank_ledger_waiting_count{partition="3",what="pending"} 12.0' in exported
+    assert 'freshrank_ledger_records_total{outcome="dead_letters",partition="0"} 1.0' in exported
+    assert 'freshrank_ledger_clock_timestamp_seconds{clock="horizon_s",partition="0"} 91.0' in exported
+    assert 'freshrank_ledger_violations_count{law="impressions",partition="0"} 0.0' in exported
+    states.pop(3)
+    assert 'partition="3"' not in expose(registry)[0].decode()
+
+
+def test_port_that_is_taken_is_an_error_that_says_so() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--metrics-port must be a free port, got {port}"):
+            serve_metrics(CollectorRegistry(), port)

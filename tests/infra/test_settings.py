@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,16 @@ from typing import Any
 import pytest
 
 from features.fields import raw_fields
-from infra.settings import Settings, SettingsError, parse_settings, read_settings, registry_url, state_dir, to_plan
+from infra.settings import (
+    Settings,
+    SettingsError,
+    parse_settings,
+    read_settings,
+    registry_url,
+    state_dir,
+    to_plan,
+    token_keys,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = """
@@ -383,3 +393,113 @@ def test_password_comes_from_the_environment_and_is_never_shown(monkeypatch: pyt
     settings = parse_settings(raw)
     assert settings.kafka.security == {"protocol": "SASL_SSL", "sasl_password": "secret"}
     assert "secret" not in str(to_plan(settings))
+
+
+@pytest.mark.parametrize(
+    ("store", "message"),
+    [
+        ({"kind": "redis"}, "[store] kind must be one of none, feast, got"),
+        ({"push_s": 0.0}, "[store] push_s must be > 0, got 0.0"),
+        ({"max_age_s": -1.0}, "[store] max_age_s must be > 0, got -1.0"),
+        ({"users_max": 0}, "[store] users_max must be > 0, got 0"),
+        ({"redis_url": "localhost:6379"}, "[store] redis_url must be like redis://[:PASSWORD@]HOST:PORT[/DB], got"),
+        ({"kind": "feast"}, '[store] kind must be "none" unless [[fields]] holds one of side = "user", kind ='),
+    ],
+)
+def test_a_store_that_cannot_be_is_an_error(store: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        parse_settings({"name": "n", "fields": [{"name": "ad", "side": "item"}], "store": store})
+
+
+def test_the_password_of_a_redis_is_never_shown() -> None:
+    raw = {"name": "n", "fields": [{"name": "ad", "side": "item"}]}
+    settings = parse_settings(raw | {"store": {"redis_url": "rediss://:secret@host:6379/2"}})
+    assert to_plan(settings)["store"]["redis_url"] == "rediss://***@host:6379/2"
+    with pytest.raises(SettingsError, match=r"got \"redis://\*\*\*@host/x\"") as caught:
+        parse_settings(raw | {"store": {"redis_url": "redis://:secret@host/x"}})
+    assert "secret" not in str(caught.value)
+
+
+def test_retention_must_be_longer_than_a_resume_needs() -> None:
+    assert error_of("[ledger]\nwait_s = 400_000.0") == (
+        "[kafka] retention_s must be > 2 x (wait_s + grace_s) = 800120.0, got 604800.0"
+    )
+
+
+def test_keys_of_tokens_come_from_the_variable_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse_settings(tomllib.loads(SMALL + '[ledger]\ntoken_key_env = "KEYS_OF_TOKENS"'))
+    with pytest.raises(SettingsError, match="token_key_env must name a variable that holds keys, got none in KEYS_OF"):
+        token_keys(settings)
+    monkeypatch.setenv("KEYS_OF_TOKENS", "new key, old key")
+    assert token_keys(settings) == (b"new key", b"old key")
+    assert token_keys(parse_settings(tomllib.loads(SMALL))) == ()
+
+
+BRIDGE = """
+[bridge]
+align_s = 1.0
+[bridge.impressions]
+topic = "views"
+time = "at"
+key = ["view.id", "slot"]
+ad_id = "ads[0].id"
+position = "slot"
+values = { user = "who.id" }
+defaults = { user = "nobody", propensity = 0.5 }
+[bridge.clicks]
+topic = "clicks"
+time = "at"
+time_unit = "iso"
+key = ["view", "slot"]
+ad_id = "ad"
+position = "slot"
+"""
+
+
+def test_a_bridge_has_two_topics_and_a_path_for_each_thing() -> None:
+    bridge = parse(BRIDGE).bridge
+    assert bridge is not None
+    assert bridge.impressions.paths == {
+        "time": "at",
+        "ad_id": "ads[0].id",
+        "key[0]": "view.id",
+        "key[1]": "slot",
+        "position": "slot",
+        "values.user": "who.id",
+    }
+    assert (bridge.clicks.keys, bridge.idle_s) == (("view", "slot"), 1.0)
+    assert parse().bridge is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("align_s = 1.0", "align_s = 1.5", "[bridge] align_s must be <= [ledger] disorder_s (1.0): what is behind"),
+        ("align_s = 1.0", "align_s = -1.0", "[bridge] align_s must be >= 0, got -1.0"),
+        ("align_s = 1.0", "align_s = 1.0\nidle_s = -1.0", "[bridge] idle_s must be >= 0, got -1.0"),
+        ('topic = "views"', 'topic = ""', '[bridge.impressions] topic must be the full name of a topic, got ""'),
+        ('topic = "views"', 'topic = "clicks"', "[bridge.clicks] topic must be another than that of the impressions"),
+        ('topic = "views"\n', "", '[bridge.impressions] must hold the key "topic", got none; add it'),
+        ('time_unit = "iso"', 'time_unit = "h"', "[bridge.clicks] time_unit must be one of s, ms, us, iso, got 'h'"),
+        ('"ads[0].id"', '"ads[x].id"', "[bridge.impressions] ad_id must be a path such as user.ids[0]"),
+        ('"who.id"', '""', "[bridge.impressions] values.user must be a path such as user.ids[0]"),
+        ('["view", "slot"]', "[]", "[bridge.clicks] key must name at least one path, got []"),
+        ('["view", "slot"]', '"view"', "[bridge.clicks] key must have as many paths as [bridge.impressions] key (2)"),
+        ("values = { user", "values = { age", "[bridge.impressions] values must name fields (user, ad), got"),
+        ('{ user = "nobody"', "{ ad = 1", "[bridge.impressions] defaults must name position, propensity, user, got"),
+        ("propensity = 0.5", "propensity = 2", "[bridge.impressions] defaults.propensity must be in (0, 1], got 2"),
+        ("propensity = 0.5", "position = -1", "[bridge.impressions] defaults.position must be a whole number >= 0"),
+        ('ad_id = "ad"\nposition = "slot"', 'ad_id = "ad"', "[bridge.clicks] position must stand in both topics or in"),
+        ('ad_id = "ad"\n', 'ad_id = "ad"\ndefaults = { ad = 1 }\n', "[bridge.clicks] defaults must name position, got"),
+        ("[bridge.clicks]", "[bridge.clix]", '[bridge] must hold known keys only, got "clix"; did you mean "clicks"?'),
+    ],
+)
+def test_what_is_wrong_with_a_bridge_is_said(old: str, new: str, message: str) -> None:
+    assert old in BRIDGE
+    assert message in error_of(BRIDGE.replace(old, new, 1))
+
+
+def test_the_bridge_in_the_documentation_is_one() -> None:
+    text = (CONFIGS.parent / "docs" / "bridge.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    assert parse_settings(tomllib.loads(example)).bridge is not None

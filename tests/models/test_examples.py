@@ -1,3 +1,4 @@
+import numpy as np
 import polars as pl
 import pytest
 
@@ -76,3 +77,20 @@ def test_an_empty_slide_has_no_examples() -> None:
     examples = read_examples(slide_of(frame(time_s=[])), START, 16)
     assert len(examples.clicks) == len(examples.groups) == len(examples.buckets) == 0
     assert examples.counts.n.shape == (0, START.recent.keys.shape[1], 2)
+
+
+def test_a_late_correction_is_no_example_but_later_rows_see_its_click() -> None:
+    rows = frame(
+        time_s=[0.0, 0.0, 200.0, 400.0], settled_s=[60.0, 300.0, 260.0, 460.0], request_id=["a", "a", "b", "c"]
+    ).with_columns(
+        kind=pl.Series(["expired_negative", "late_corrected", "expired_negative", "expired_negative"]),
+        click=pl.Series([0, 1, 0, 0], dtype=pl.Int8),
+    )
+    examples = read_examples(slide_of(rows), START, 16)
+    assert examples.clicks.tolist() == [0.0, 0.0, 0.0]
+    assert examples.settled.impression.tolist() == [1.0, 1.0, 0.0, 1.0]
+    first, before, after = range(3)
+    assert not examples.counts.root_n[first].any()
+    assert not examples.counts.root_c[before].any()
+    assert (examples.counts.root_c[after] > 0.85).all()
+    np.testing.assert_allclose(examples.counts.root_n[after, 1], 2.0, rtol=0.01)

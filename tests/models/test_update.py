@@ -242,3 +242,35 @@ def test_snapshots_of_another_plan_are_refused_by_name(changes: dict[str, object
 def test_a_plan_without_a_look_back_is_refused() -> None:
     with pytest.raises(ValueError, match=r"lookback_s must be > 0, got 0\.0"):
         plan(lookback_s=0.0)
+
+
+def corrections_of(rows: Slide) -> Slide:
+    """The slide, and half a minute later a correction of each of its first hundred rows that were not clicked."""
+    late = rows.frame.filter(pl.col("click") == 0)[:100].with_columns(
+        kind=pl.lit("late_corrected"), click=pl.lit(1, pl.Int8), settled_s=pl.col("settled_s") + 30.0
+    )
+    return dataclasses.replace(rows, frame=pl.concat([rows.frame, late]).sort("settled_s"))
+
+
+def test_late_corrections_move_the_counts_and_are_neither_scored_nor_learnt_as_impressions() -> None:
+    learner = Learner(plan())
+    report = learner.learn(corrections_of(slide(1)))
+    assert (report.rows, report.corrected, report.stale_rows) == (1500, 100, 0)
+    assert report.clicks == report.latest.clicks == int(slide(1).frame["click"].sum())
+    assert len(learner.scores["latest"]) == 1500
+    plain = learnt(1)[0].latest.priors
+    counts = learner.latest.priors
+    np.testing.assert_allclose(counts.root_n, plain.root_n)
+    assert counts.root_c[1] == pytest.approx(plain.root_c[1] + 100.0, rel=0.01)
+
+
+def test_a_slide_of_corrections_alone_moves_the_counts_and_nothing_else() -> None:
+    learner = Learner(plan())
+    learner.learn(slide(1))
+    before = learner.latest
+    late = corrections_of(slide(2))
+    report = learner.learn(dataclasses.replace(late, frame=late.frame.filter(pl.col("kind") == "late_corrected")))
+    assert (report.rows, report.clicks, report.corrected) == (0, 0, 100)
+    assert learner.latest.priors.root_c[1] > before.priors.root_c[1]
+    for name, tensor in before.tensors.items():
+        np.testing.assert_array_equal(learner.latest.tensors[name].numpy(), tensor.numpy())

@@ -8,21 +8,61 @@ import pytest
 
 from stream.blocks import (
     BlockError,
+    Chains,
     Counts,
     Header,
     PriorUpdate,
     Rules,
     add_counts,
+    chain_schema,
     decode_block,
+    decode_chains,
     decode_header,
     decode_prior_update,
     encode_block,
+    encode_chains,
     encode_prior_update,
     row_schema,
 )
 from tests.stream.test_ledger import FIELDS
 
-HEADER = Header(1, 7, 41, 99.5, 30, 88.0, Rules(10.0, 20.0, 2.0), Counts(records=42, requests=42))
+HEADER = Header(
+    partition=1,
+    number=7,
+    through=41,
+    append_s=1000.5,
+    watermark_s=99.5,
+    horizon_s=101.0,
+    resume_at=30,
+    resume_watermark_s=88.0,
+    resume_horizon_s=90.0,
+    resume_letters=3,
+    rules=Rules(10.0, 20.0, 2.0),
+    counts=Counts(records=42, requests=42),
+    earlier=[(35, Rules(5.0, 5.0, 1.0))],
+    forced=[(36, 80.0, 82.0)],
+)
+CHAINS = Chains(
+    requests={
+        "request_id": ["r", "none", "q"],
+        "time_s": [1.0, 2.0, 3.0],
+        "settled_s": [31.0, 32.0, 33.0],
+        "source_partition": [1, 1, 1],
+        "source_offset": [38, 39, 40],
+        "field.user": ["u", "u", None],
+    },
+    n_candidates=[2, 0, 1],
+    candidates={
+        "candidate": [0, 1, 0],
+        "ad_id": ["a", "b", "c"],
+        "stage": ["exposed", "matched", "exposed"],
+        "label": ["clicked", "unexposed", "exposed"],
+        "position": [4, None, 0],
+        "field.ad": ["a", "b", None],
+        "field.tags": [["x", "y"], None, []],
+        "field.price": [2.5, None, 0.0],
+    },
+)
 COLUMNS = {
     "request_id": ["r"],
     "position": [0],
@@ -47,6 +87,25 @@ def test_block_survives_its_bytes_and_the_bytes_are_always_the_same() -> None:
     header, frame = decode_block(data)
     assert header == decode_header(data) == HEADER
     assert {name: frame[name].to_list() for name in frame.columns} == COLUMNS
+
+
+def test_chains_come_back_one_row_per_candidate() -> None:
+    data = encode_chains(HEADER, CHAINS, chain_schema(FIELDS))
+    assert data == encode_chains(HEADER, CHAINS, chain_schema(FIELDS))
+    header, frame = decode_chains(data)
+    assert header == decode_header(data) == HEADER
+    rows = {name: frame[name].to_list() for name in frame.columns}
+    assert {name: rows[name] for name in CHAINS.candidates} == CHAINS.candidates
+    assert rows["request_id"] == ["r", "r", "q"]
+    assert rows["field.user"] == ["u", "u", None]
+
+
+def test_block_of_chains_may_be_empty_and_another_block_is_refused_as_chains() -> None:
+    nothing = Chains({name: [] for name in CHAINS.requests}, [], {name: [] for name in CHAINS.candidates})
+    _, frame = decode_chains(encode_chains(HEADER, nothing, chain_schema(FIELDS)))
+    assert (frame.height, frame.width) == (0, 14)
+    with pytest.raises(BlockError, match="a block of chains must have the column candidates, got none"):
+        decode_chains(encode_block(HEADER, COLUMNS, row_schema(FIELDS)))
 
 
 def test_prior_update_survives_its_bytes() -> None:

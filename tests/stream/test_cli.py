@@ -106,3 +106,16 @@ def test_backtest_reports_every_slide_and_the_conservation_laws(config: Path, tm
 @pytest.mark.usefixtures("config")
 def test_broker_status_without_a_broker_exits_with_1() -> None:
     assert call("broker", "status").exit_code == 1
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/2/3", ""])
+def test_a_shard_that_is_none_is_one_line(config: Path, shard: str) -> None:
+    result = call("worker", "priors", config, "--shard", shard)
+    assert result.exit_code == 2
+    assert f'--shard must be i/n with 1 <= i <= n, e.g. 1/3, got "{shard}"' in result.stderr
+
+
+def test_only_the_priors_are_sharded(config: Path) -> None:
+    result = call("worker", "train", config, "--shard", "1/2")
+    assert result.exit_code == 2
+    assert '--shard must go with the role priors, got it with "train"; leave it out' in result.stderr

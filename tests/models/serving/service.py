@@ -64,6 +64,7 @@ class Service:
             self.metrics,
             now_s=lambda: NOW_S,
             new_id=lambda: "made-id",
+            sign=lambda *_: "",
             candidates_max=50,
             top=5,
         )

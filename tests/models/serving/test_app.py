@@ -48,7 +48,7 @@ async def test_a_ranking_request_is_answered_in_json(client: httpx.AsyncClient) 
         "ignored_fields": [],
         "inactive": [],
     }
-    assert best.keys() == {"ad_id", "position", "pctr", "known", "propensity"}
+    assert best.keys() == {"ad_id", "position", "pctr", "known", "propensity", "token"}
     assert 0.0 < best["pctr"] < 1.0
 
 
@@ -132,6 +132,19 @@ async def test_while_the_log_is_away_the_answer_is_503_with_a_time_to_come_back(
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
         assert answer.json()["error"]["what"] == "log"
+
+
+async def test_when_the_log_goes_away_each_event_says_whether_it_was_written(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    service.log.leaves_after = 1
+    answer = await client.post("/v1/events", json=[CLICK, IMPRESSION, {}])
+    assert answer.status_code == 503
+    found = answer.json()
+    assert [result["accepted"] for result in found["results"]] == [True, False, False]
+    assert found["results"][1]["error"] == found["error"]
+    assert found["results"][2]["error"]["what"] != "log"
+    assert (found["accepted"], found["rejected"]) == (1, 2)
 
 
 async def test_before_a_snapshot_it_lives_but_is_not_ready(tmp_path: Path) -> None:

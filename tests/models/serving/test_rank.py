@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from features.encode import encode, slot_fields
+from features.live_priors import PublishedCounts
 from features.priors import PriorTable, SettledRows, advance, lookup
 from models.batch import Predictor
-from models.serving.rank import Scorer, add_update, best_first, candidate_frame, forget
+from models.serving.rank import Scorer, best_first, candidate_frame
 from models.serving.schema import Ad
 from models.window import Slide
 from stream.blocks import PriorUpdate
@@ -27,6 +28,11 @@ def settled(one: Slide) -> SettledRows:
 
 def update_from(table: PriorTable) -> PriorUpdate:
     return PriorUpdate(table.as_of_s, table.keys, table.field, table.n, table.c, table.root_n, table.root_c)
+
+
+def published(table: PriorTable) -> PublishedCounts:
+    """Return what a reader knows of counts that were published whole."""
+    return PublishedCounts.empty(PLAN.half_lives_s, len(FIELDS)).updated([update_from(table)])
 
 
 def counted(*slides: Slide) -> PriorTable:
@@ -61,7 +67,7 @@ def test_no_candidate_and_no_value_can_be_scored() -> None:
 
 def test_live_counts_are_what_a_scorer_uses() -> None:
     live = counted(slide(1), slide(2), slide(3))
-    scorer = Scorer.from_snapshot(two_snapshots()[1]).with_live_counts(live)
+    scorer = Scorer.from_snapshot(two_snapshots()[1]).with_live_counts(published(live))
     frame = candidate_frame(FIELDS, dict(USER), ADS)
     keys = encode(frame, FIELDS)
     table = replace(live, strength=two_snapshots()[1].priors.strength)
@@ -72,7 +78,7 @@ def test_live_counts_are_what_a_scorer_uses() -> None:
 
 def test_live_counts_older_than_the_snapshot_change_nothing() -> None:
     scorer = Scorer.from_snapshot(two_snapshots()[1])
-    later = scorer.with_live_counts(counted(slide(1)))
+    later = scorer.with_live_counts(published(counted(slide(1))))
     np.testing.assert_array_equal(later.table.n, scorer.table.n)
 
 
@@ -80,44 +86,9 @@ def test_new_counts_make_a_new_scorer_and_leave_the_old_one_alone() -> None:
     scorer = Scorer.from_snapshot(two_snapshots()[0])
     frame = candidate_frame(FIELDS, dict(USER), ADS)
     before = scorer.score(frame, NOW_S)
-    later = scorer.with_live_counts(counted(slide(1), slide(2)))
+    later = scorer.with_live_counts(published(counted(slide(1), slide(2))))
     np.testing.assert_array_equal(scorer.score(frame, NOW_S), before)
     assert np.abs(later.score(frame, NOW_S) - before).max() > 1e-4
-
-
-def test_updates_of_touched_values_add_up_to_the_whole_table() -> None:
-    live = PriorTable.empty(PLAN.half_lives_s, len(FIELDS))
-    truth = PriorTable.empty(PLAN.half_lives_s, len(FIELDS))
-    for one in (slide(1, 50), slide(2, 50), slide(3, 50)):
-        rows = settled(one)
-        truth = advance(truth, rows, one.end_s, slot_field=slot_fields(FIELDS))
-        touched = np.isin(truth.keys, rows.keys)
-        part = replace(
-            truth, keys=truth.keys[touched], field=truth.field[touched], n=truth.n[touched], c=truth.c[touched]
-        )
-        live = add_update(live, update_from(part))
-    np.testing.assert_array_equal(live.keys, truth.keys)
-    np.testing.assert_allclose(live.n, truth.n, rtol=1e-9)
-    np.testing.assert_allclose(live.c, truth.c, rtol=1e-9)
-    np.testing.assert_allclose(live.root_n, truth.root_n, rtol=1e-9)
-
-
-def test_an_update_that_comes_again_late_changes_nothing() -> None:
-    old, new = update_from(counted(slide(1))), update_from(counted(slide(1), slide(2)))
-    live = add_update(add_update(PriorTable.empty(PLAN.half_lives_s, len(FIELDS)), old), new)
-    assert add_update(live, old) is live
-
-
-def test_an_update_with_other_half_lives_is_refused() -> None:
-    live = PriorTable.empty((600.0,), len(FIELDS))
-    with pytest.raises(ValueError, match="must have 1 half-lives"):
-        add_update(live, update_from(counted(slide(1))))
-
-
-def test_values_without_evidence_are_forgotten() -> None:
-    live = counted(slide(1))
-    assert len(forget(live, FIELDS, evidence_min=1e9).keys) == 0
-    assert len(forget(live, FIELDS, evidence_min=0.0).keys) == len(live.keys)
 
 
 def test_the_best_come_first_and_ties_keep_their_order() -> None:

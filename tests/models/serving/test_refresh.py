@@ -16,7 +16,7 @@ from models.serving.schema import Ad
 from models.snapshot import Snapshot, SnapshotError
 from stream.blocks import PriorUpdate
 from tests.models.serving.service import BODY, NOW_S, Service
-from tests.models.serving.test_rank import counted, update_from
+from tests.models.serving.test_rank import counted, published, update_from
 from tests.models.serving.trained import FIELDS, PLAN, slide, two_snapshots
 
 FRAME = candidate_frame(FIELDS, {"user_id": "u1"}, [Ad(f"ad{i}", {"ad": f"ad{i}"}) for i in range(20)])
@@ -150,7 +150,7 @@ async def test_counts_stay_when_the_snapshot_changes(service: Service) -> None:
     live = counted(slide(1), slide(2), slide(3))
     await service.refresher.apply([update_from(live)])
     await service.refresher.bring_in(version(1))
-    expected = Scorer.from_snapshot(two_snapshots()[1]).with_live_counts(live).score(FRAME, 4000.0)
+    expected = Scorer.from_snapshot(two_snapshots()[1]).with_live_counts(published(live)).score(FRAME, 4000.0)
     np.testing.assert_allclose(serving(service).score(FRAME, 4000.0), expected, atol=1e-6)
 
 

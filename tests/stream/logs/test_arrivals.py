@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from features.fields import Field
 from models.window import Slides
+from stream.blocks import Rules
 from stream.events import Candidate, Click, Impression, Request, Tick
 from stream.ledger import Ledger
 from stream.logs.arrivals import OPEN_END_S, Arrival, log_events
@@ -197,9 +198,9 @@ def test_events_arrive_in_the_order_of_their_times_and_the_ledger_settles_every_
     arrivals = events(log)
     times = [event.time_s for request_id, event in arrivals if request_id is not None]
     assert times == sorted(times)
-    ledger = Ledger(0, FIELDS, SLIDES, wait_s=10.0, grace_s=1e3, disorder_s=2.0, block_rows=7, block_s=1e9)
+    ledger = Ledger(0, FIELDS, SLIDES, rules=Rules(10.0, 1e3, 2.0), block_rows=7, block_s=1e9)
     closed = [block for offset, (_, event) in enumerate(arrivals) for block in ledger.step(offset, 0.0, event)]
     counts = ledger.counts
-    assert sum(len(block.columns["click"]) for block in closed) == counts.impressions == log.height
+    assert sum(len(block.rows["click"]) for block in closed) == counts.impressions == log.height
     assert (counts.pending, counts.held, counts.dead_letters, counts.duplicates, counts.orphan) == (0, 0, 0, 0, 0)
     assert counts.clicks == log["click"].sum()

@@ -1,0 +1,40 @@
+"""What the command line shows as tables.
+
+Owns columns and their words. Must not know where the values come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+VALUE_CHARS_MAX = 60
+FIELDS_SHOWN = 3
+
+
+def letter_tables(found: dict[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `freshrank dlq list`: letters by rule, and the newest."""
+    rules = Table("rule", "letters", "requeued", "first", "last", "fields")
+    for name, rule in found["rules"].items():
+        fields = sorted((item for item in rule["fields"].items() if item[0]), key=lambda item: -item[1])
+        shown = ", ".join(f"{field} {count:,}" for field, count in fields[:FIELDS_SHOWN])
+        more = f" and {len(fields) - FIELDS_SHOWN} more" if len(fields) > FIELDS_SHOWN else ""
+        counts = (f"{rule['letters']:,}", f"{rule['requeued']:,}")
+        rules.add_row(name, *counts, _moment(rule["first_s"]), _moment(rule["last_s"]), Text(shown + more))
+    yield rules
+    if not found["newest"]:
+        return
+    newest = Table("letter", "appended", "rule", "field", "value", "attempts", "requeued")
+    for row in found["newest"]:
+        value = Text(row["value"][:VALUE_CHARS_MAX])
+        place = (row["letter"], _moment(row["appended_s"]), row["rule"])
+        newest.add_row(*place, Text(row["field"]), value, str(row["attempts"]), "yes" if row["requeued"] else "")
+    yield newest
+
+
+def _moment(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
