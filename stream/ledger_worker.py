@@ -22,7 +22,14 @@ import faust
 import mode
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    IllegalOperation,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    ProducerFenced,
+)
 from aiokafka.structs import ConsumerRecord
 from prometheus_client import CollectorRegistry
 
@@ -70,7 +77,7 @@ class _Owned:
     producer: AIOKafkaProducer
     next_offset: int
     heard_s: float  # wall clock, for ticks only
-    sought: int = -1  # the offset that was sought again after a gap
+    sought: int  # the how-manieth seek of the worker brought its consumer there
     raw_letters: dict[int, ConsumerRecord] = field(default_factory=dict)  # by offset, until their block closes
 
 
@@ -86,6 +93,8 @@ class LedgerService(mode.Service):
         self._schema, self._chain_schema = row_schema(settings.fields), chain_schema(settings.fields)
         self._owned: dict[int, _Owned] = {}
         self._clients: list[AIOKafkaConsumer | AIOKafkaProducer] = []
+        self._n_seeks = 0
+        self._is_leaving = False
         self._lost: dict[int, float] = {}  # partitions that were given up, and when to own them again
         self._lock = asyncio.Lock()
         self._is_live = settings.kafka.clock == "live"
@@ -113,7 +122,7 @@ class LedgerService(mode.Service):
             **self._cluster.options,
             group_id=f"{self._cluster.prefix}.ledger",
             isolation_level="read_committed",
-            auto_offset_reset="earliest",  # the fetcher may begin before our seek; `_take` sorts that out
+            auto_offset_reset="none",  # what retention took must be an error; we seek ourselves
             enable_auto_commit=False,
             session_timeout_ms=int(SESSION_S * 1000),
             heartbeat_interval_ms=1000,
@@ -129,6 +138,8 @@ class LedgerService(mode.Service):
 
     async def on_stop(self) -> None:
         """Leave the group; what was not closed in a block is derived again by the next owner."""
+        async with self._lock:  # not in the middle of a batch
+            self._is_leaving = True
         for client in self._clients:
             await client.stop()
         await self.release(list(self._owned))
@@ -136,14 +147,35 @@ class LedgerService(mode.Service):
     @mode.Service.task
     async def _run(self) -> None:
         while not self.should_stop:
-            batches = await self._consumer.getmany(timeout_ms=200)
+            n_seeks = self._n_seeks
+            batches = await self._fetch()
             async with self._lock:
+                if self._is_leaving:
+                    return
                 for tp, records in batches.items():
-                    if tp.partition in self._owned:
+                    owned = self._owned.get(tp.partition)
+                    if owned is not None and owned.sought > n_seeks:
+                        self._consumer.seek(tp, owned.next_offset)  # fetched before it was owned: from somewhere else
+                    elif owned is not None:
                         await self._take(tp, records)
                 await self._own_lost()
                 if self._is_live:
                     await self._tick_silent()
+
+    async def _fetch(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+        try:
+            batches: dict[TopicPartition, list[ConsumerRecord]] = await self._consumer.getmany(timeout_ms=200)
+            return batches
+        except NoOffsetForPartitionError:  # assigned, but not owned yet: the seek is to come
+            await self.sleep(0.05)
+        except ConsumerStoppedError:
+            pass
+        except OffsetOutOfRangeError as error:
+            raise OffsetGone(
+                f"{self._cluster.topic('events')} must still hold what was not read yet, got {error}: retention took"
+                " it; make it longer, and start again under a new [kafka] prefix"
+            ) from None
+        return {}
 
     async def assign(self, partitions: Iterable[int]) -> None:
         """Rebuild each partition's state and seek to the first event that its blocks do not cover."""
@@ -197,7 +229,8 @@ class LedgerService(mode.Service):
             await producer.stop()
             raise
         self._consumer.seek(tp, next_offset)
-        self._owned[partition] = _Owned(ledger, producer, next_offset, time.monotonic())
+        self._n_seeks += 1
+        self._owned[partition] = _Owned(ledger, producer, next_offset, time.monotonic(), self._n_seeks)
         log.info("ledger: partition %d from offset %d", partition, next_offset)
 
     async def _resume(self, partition: int) -> tuple[Ledger, int]:
@@ -243,10 +276,11 @@ class LedgerService(mode.Service):
         wanted = header.counts.dead_letters - header.resume_letters
         topic, options = self._cluster.topic("dead-letters"), self._cluster.options
         last = await read_last(topic, partition, options=options) if wanted else None
+        first = await self._first_offset("dead-letters", partition) if wanted else 0
         end, n_offsets = last.offset + 1 if last else 0, 2 * wanted
         refused: dict[int, str] = {}
-        while end > 0 and len(refused) < wanted:
-            start = max(0, end - n_offsets)
+        while end > first and len(refused) < wanted:
+            start = max(first, end - n_offsets)
             records = read_range(topic, partition, start, end, options=options)
             async with aclosing(records):
                 async for record in records:
@@ -255,13 +289,13 @@ class LedgerService(mode.Service):
                     if is_own and header.resume_at <= letter.offset <= header.through:
                         refused[letter.offset] = letter.rule
             end, n_offsets = start, n_offsets * 8
+        if len(refused) < wanted:
+            raise OffsetGone(f"{topic}[{partition}] must still hold {wanted} dead letters, got {len(refused)}")
         return refused
 
     async def _take(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
         """Step through a batch of one partition and commit what it closed."""
         owned = self._owned[tp.partition]
-        if records[0].offset > owned.next_offset and not await self._is_gap_true(tp, owned):
-            return
         owned.heard_s = time.monotonic()
         closed: list[Closed] = []
         ledger = owned.ledger
@@ -289,20 +323,6 @@ class LedgerService(mode.Service):
         if owned is not None:
             with suppress(*AWAY):  # a broker that is away will not take the rest either
                 await asyncio.wait_for(owned.producer.stop(), STOP_S_MAX)
-
-    async def _is_gap_true(self, tp: TopicPartition, owned: _Owned) -> bool:
-        """Tell whether offsets are missing in the log itself (markers of transactions); else seek to them again."""
-        first = await self._first_offset("events", tp.partition)
-        if first > owned.next_offset:
-            raise OffsetGone(
-                f"{tp.topic}[{tp.partition}] must still hold offset {owned.next_offset}, got {first} as its first:"
-                " retention took events that were not read; make it longer, and start again under a new [kafka] prefix"
-            )
-        if owned.sought == owned.next_offset:
-            return True
-        owned.sought = owned.next_offset
-        self._consumer.seek(tp, owned.next_offset)
-        return False
 
     async def _commit(self, partition: int, owned: _Owned, closed: list[Closed]) -> None:
         producer, topic = owned.producer, self._cluster.topic
