@@ -302,10 +302,12 @@ class Ledger:
         self.counts.requests += 1
         if until_s <= self.horizon_s:
             return
-        request = KnownRequest(event, offset, n_bytes, until_s, self.rules.candidates_max)
-        self.counts.candidates_cut += len(event.candidates) - len(request.candidates)
-        request.watermark_s, request.horizon_s = self.watermark_s, self.horizon_s
-        request.letters = self.counts.dead_letters
+        candidates = event.candidates
+        if len(candidates) > self.rules.candidates_max:
+            candidates = candidates[: self.rules.candidates_max]
+            self.counts.candidates_cut += len(event.candidates) - len(candidates)
+        clocks = (self.watermark_s, self.horizon_s)
+        request = KnownRequest(event, candidates, offset, n_bytes, until_s, until_s, *clocks, self.counts.dead_letters)
         self._requests[event.request_id] = request
         self._known_bytes += n_bytes
         self._arrived.append(request)
@@ -324,10 +326,12 @@ class Ledger:
             return
         if request is None or self.horizon_s >= request.until_s:
             raise EventError("no_request", "request_id", event.request_id)
-        row = Row(event, offset, request)
+        candidate = request.find(event.position, event.ad_id)
+        ad = request.candidates[candidate]
         if self._refused is None:
-            self._columns.check_ad(row.ad.values)
-        row.wait_s, row.settled_s = rules.wait_s, settled_s
+            self._columns.check_ad(ad.values)
+        shown = (request.event.request_id, event.position, event.time_s, event.propensity)
+        row = Row(*shown, offset, candidate, ad, rules.wait_s, settled_s)
         request.rows[event.position] = row
         request.n_pending += 1
         request.prolong(settled_s + rules.grace_s)
@@ -337,36 +341,37 @@ class Ledger:
         if counts.pending > rules.pending_max:
             self._is_over_limit = True
         if self._held:
-            self._take_held(row, event)
+            self._take_held(request, row)
 
-    def _take_held(self, row: Row, event: Impression) -> None:
+    def _take_held(self, request: KnownRequest, row: Row) -> None:
         """Let an impression meet the click that came before it, if one did."""
-        held = self._held.pop((event.request_id, event.position), None)
+        request_id = row.request_id
+        held = self._held.pop((request_id, row.position), None)
         if held is None:
             return
         self.counts.held -= 1
-        row.request.prolong(held.until_s)
-        if event.request_id not in self._taken or held.offset < self._taken[event.request_id][1].offset:
-            self._taken[event.request_id] = (row.request, held)
-        if held.ad_id != event.ad_id:
+        request.prolong(held.until_s)
+        if request_id not in self._taken or held.offset < self._taken[request_id][1].offset:
+            self._taken[request_id] = (request, held)
+        if held.ad_id != row.ad.ad_id:
             self.counts.orphan += 1
         else:
-            self._match(row, held.time_s)
+            self._match(request, row, held.time_s)
 
     def _click(self, offset: int, event: Click, _: int) -> None:
         request = self._requests.get(event.request_id)
         row = request.rows.get(event.position) if request is not None else None
-        if row is None:
+        if request is None or row is None:
             self.counts.clicks += 1
             self._hold(offset, event)
             return
         if row.is_pending and row.ad.ad_id != event.ad_id:
             raise EventError("ad_mismatch", "ad_id", event.ad_id)
         self.counts.clicks += 1
-        row.request.prolong(event.time_s + self.rules.wait_s)
-        self._match(row, event.time_s)
+        request.prolong(event.time_s + self.rules.wait_s)
+        self._match(request, row, event.time_s)
 
-    def _match(self, row: Row, click_s: float) -> None:
+    def _match(self, request: KnownRequest, row: Row, click_s: float) -> None:
         if row.click or row.is_late:
             self.counts.repeated += 1
         elif row.is_pending and click_s - row.time_s <= row.wait_s:
@@ -378,7 +383,7 @@ class Ledger:
                 if row.is_pending:
                     row.is_late = True
                 else:
-                    self._correct(row, self.watermark_s)
+                    self._correct(request, row, self.watermark_s)
 
     def _hold(self, offset: int, event: Click) -> None:
         """Keep a click whose impression has not come.
@@ -468,8 +473,9 @@ class Ledger:
             self._set_watermark(boundary_s)
 
     def _settle(self, row: Row) -> None:
+        request = self._requests[row.request_id]
         row.is_pending = False
-        row.request.n_pending -= 1
+        request.n_pending -= 1
         self.counts.pending -= 1
         if row.click:
             self.counts.clicked += 1
@@ -477,18 +483,18 @@ class Ledger:
         else:
             self.counts.expired_negative += 1
             kind = "expired_negative"
-        self._open.append(Left(row, kind, row.settled_s))
-        self._add_open(row_bytes(row))
+        self._open.append((row, kind, row.settled_s, request))
+        self._add_open(row_bytes(row, request))
         if self._is_forcing:
             self.counts.expired_early += 1
         if row.is_late:
-            self._correct(row, row.settled_s)
+            self._correct(request, row, row.settled_s)
 
-    def _correct(self, row: Row, settled_s: float) -> None:
+    def _correct(self, request: KnownRequest, row: Row, settled_s: float) -> None:
         row.click, row.is_late = 1, False
         self.counts.corrected += 1
-        self._open.append(Left(row, "late_corrected", settled_s))
-        self._add_open(row_bytes(row))
+        self._open.append((row, "late_corrected", settled_s, request))
+        self._add_open(row_bytes(row, request))
 
     def _forget_request(self) -> None:
         """Take the request that is due first; let its chain leave, unless it is due later by now."""
@@ -498,7 +504,7 @@ class Ledger:
             self._chains_due.put(request.due_s, request.offset, request)
             return
         assert not request.n_pending
-        del self._requests[request.request_id]
+        del self._requests[request.event.request_id]
         request.gone_at = self._offset
         self._known_bytes -= request.n_bytes
         self.counts.chains += 1

@@ -7,13 +7,13 @@ become columns. Must not decide anything: stream/ledger.py does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from features.fields import Field, raw_fields
 from stream.blocks import REQUEST_SIDES, Chains, Columns
-from stream.events import Candidate, EventError, Impression, Request, Value
+from stream.events import Candidate, EventError, Request, Value
 
 SMALL_REQUEST_BYTES = 4096  # a row of a request up to this size is taken to be as large as the whole request
 
@@ -32,46 +32,38 @@ _AS_IT_IS: dict[str, frozenset[type]] = {
 }
 
 
-class KnownRequest:
+class KnownRequest(msgspec.Struct, eq=False, gc=False):
     """A request that is not forgotten.
 
-    A resume may begin here: `watermark_s` and `horizon_s` are the clocks as it moved them, `letters` the dead letters
-    before it.
-    `gone_at` is the offset of the record on whose account it was forgotten.
+    It refers to its rows and they not to it: no cycle, so the garbage collector need not know of millions of them.
+
+    Attributes:
+        event: The request itself.
+        candidates: As many of its candidates as are kept.
+        offset: Of its record. A resume may begin here.
+        n_bytes: Size of its record.
+        until_s: Up to when (horizon) it takes impressions.
+        due_s: When it is forgotten.
+        watermark_s: The watermark as it moved it.
+        horizon_s: The horizon likewise.
+        letters: How many dead letters came before it.
+        rows: Its impressions by position.
+        n_pending: How many of them are pending.
+        gone_at: Offset of the record on whose account it was forgotten.
     """
 
-    __slots__ = (
-        "candidates",
-        "due_s",
-        "gone_at",
-        "horizon_s",
-        "letters",
-        "n_bytes",
-        "n_pending",
-        "offset",
-        "request_id",
-        "rows",
-        "time_s",
-        "until_s",
-        "values",
-        "watermark_s",
-    )
-
-    def __init__(self, event: Request, offset: int, n_bytes: int, until_s: float, candidates_max: int) -> None:
-        self.request_id = event.request_id
-        self.time_s = event.time_s
-        self.values = event.values
-        self.candidates = event.candidates
-        if len(self.candidates) > candidates_max:
-            self.candidates = self.candidates[:candidates_max]
-        self.offset = offset
-        self.n_bytes = n_bytes
-        self.until_s = self.due_s = until_s
-        self.n_pending = 0
-        self.rows: dict[int, Row] = {}  # by position
-        self.gone_at = NOT_GONE
-        self.watermark_s = self.horizon_s = 0.0
-        self.letters = 0
+    event: Request
+    candidates: list[Candidate]
+    offset: int
+    n_bytes: int
+    until_s: float
+    due_s: float
+    watermark_s: float
+    horizon_s: float
+    letters: int
+    rows: dict[int, Row] = msgspec.field(default_factory=dict)
+    n_pending: int = 0
+    gone_at: int = NOT_GONE
 
     def prolong(self, due_s: float) -> None:
         """Remember that nothing may be forgotten before this moment."""
@@ -88,36 +80,36 @@ class KnownRequest:
         raise EventError("not_a_candidate", "ad_id", ad_id)
 
 
-class Row:
-    """An impression: pending, then settled and known until its request is forgotten."""
+class Row(msgspec.Struct, eq=False, gc=False):
+    """An impression: pending, then settled and known until its request is forgotten.
 
-    __slots__ = (
-        "ad",
-        "candidate",
-        "click",
-        "is_late",
-        "is_pending",
-        "offset",
-        "position",
-        "propensity",
-        "request",
-        "settled_s",
-        "time_s",
-        "wait_s",
-    )
+    Attributes:
+        request_id: The very text that its request holds: a million rows share it.
+        position: Of the impression.
+        time_s: Of the impression.
+        propensity: Of the impression.
+        offset: Of its record.
+        candidate: Which of its request's candidates was shown.
+        ad: That candidate.
+        wait_s: How long its click may take.
+        settled_s: Its deadline.
+        click: 1 once it is clicked, also by a late click that corrected it.
+        is_late: It is pending, and its only click is a late one that will correct it.
+        is_pending: It has not left yet.
+    """
 
-    def __init__(self, event: Impression, offset: int, request: KnownRequest) -> None:
-        self.candidate = request.find(event.position, event.ad_id)
-        self.ad = request.candidates[self.candidate]
-        self.position = event.position
-        self.time_s = event.time_s
-        self.propensity = event.propensity
-        self.offset = offset
-        self.request = request
-        self.wait_s = self.settled_s = 0.0
-        self.click = 0
-        self.is_late = False  # pending, and its only click is a late one that will correct it
-        self.is_pending = True
+    request_id: str
+    position: int
+    time_s: float
+    propensity: float
+    offset: int
+    candidate: int
+    ad: Candidate
+    wait_s: float
+    settled_s: float
+    click: int = 0
+    is_late: bool = False
+    is_pending: bool = True
 
 
 class Held(msgspec.Struct):
@@ -133,22 +125,17 @@ class Held(msgspec.Struct):
     letters: int = 0
 
 
-class Left(NamedTuple):
-    """A row as it left: the row itself may still be corrected."""
-
-    row: Row
-    kind: str
-    settled_s: float
+Left = tuple[Row, str, float, KnownRequest]
+"""A row as it left: with its kind, when it settled, and its request. The row itself may still be corrected."""
 
 
-def row_bytes(row: Row) -> int:
+def row_bytes(row: Row, request: KnownRequest) -> int:
     """Return about how many bytes a row adds to a block, never far too few."""
-    request = row.request
     if request.n_bytes <= SMALL_REQUEST_BYTES:
         return request.n_bytes
     return 100 + sum(
         len(name) + (len(value) if isinstance(value, str) else 8 + 32 * len(value) if isinstance(value, list) else 8)
-        for values in (request.values, row.ad.values)
+        for values in (request.event.values, row.ad.values)
         for name, value in values.items()
     )
 
@@ -174,16 +161,16 @@ class RowColumns:
 
     def examples(self, left: Sequence[Left]) -> Columns:
         """Return rows that left in the columns of `row_schema`."""
-        rows = [one.row for one in left]
-        requests = [row.request for row in rows]
+        rows = [row for row, _, _, _ in left]
+        requests = [request.event for _, _, _, request in left]
         ads = [row.ad for row in rows]
         columns: Columns = {
-            "request_id": [request.request_id for request in requests],
+            "request_id": [row.request_id for row in rows],
             "position": [row.position for row in rows],
-            "kind": [one.kind for one in left],
+            "kind": [kind for _, kind, _, _ in left],
             "time_s": [row.time_s for row in rows],
-            "settled_s": [one.settled_s for one in left],
-            "click": [0 if one.kind == "expired_negative" else 1 for one in left],
+            "settled_s": [settled_s for _, _, settled_s, _ in left],
+            "click": [0 if kind == "expired_negative" else 1 for _, kind, _, _ in left],
             "propensity": [row.propensity for row in rows],
             "ad_id": [ad.ad_id for ad in ads],
             "source_partition": [self._partition] * len(rows),
@@ -206,9 +193,10 @@ class RowColumns:
                 elif labels[at] == "unexposed":
                     labels[at] = "exposed"
             first += len(request.candidates)
+        events = [request.event for request in requests]
         of_requests: Columns = {
-            "request_id": [request.request_id for request in requests],
-            "time_s": [request.time_s for request in requests],
+            "request_id": [event.request_id for event in events],
+            "time_s": [event.time_s for event in events],
             "settled_s": [request.due_s for request in requests],
             "source_partition": [self._partition] * len(requests),
             "source_offset": [request.offset for request in requests],
@@ -221,7 +209,7 @@ class RowColumns:
             "position": positions,
         }
         return Chains(
-            of_requests | _value_columns(requests, self._request_fields),
+            of_requests | _value_columns(events, self._request_fields),
             [len(request.candidates) for request in requests],
             of_ads | _value_columns(ads, self._ad_fields),
         )
@@ -235,9 +223,9 @@ def _check_values(values: dict[str, Value], types: list[tuple[str, frozenset[typ
             raise EventError("bad_value", name, value)
 
 
-def _value_columns(owners: Sequence[KnownRequest | Candidate], fields: Sequence[Field]) -> Columns:
-    gets = [owner.values.get for owner in owners]
-    return {field.column: _canonical([get(field.name) for get in gets], field.kind) for field in fields}
+def _value_columns(owners: Sequence[Request | Candidate], fields: Sequence[Field]) -> Columns:
+    values = [owner.values for owner in owners]
+    return {field.column: _canonical([one.get(field.name) for one in values], field.kind) for field in fields}
 
 
 def _canonical(values: list[Any], kind: str) -> list[Any]:

@@ -55,6 +55,7 @@ STOP_S_MAX = 5.0  # for a producer to leave
 def run_ledger_worker(settings: Settings, *, registry: CollectorRegistry | None = None) -> None:
     """Run the ledger of a deployment until the process is told to stop."""
     cluster = find_cluster(settings)
+    gc.freeze()  # what was imported stays
     gc.set_threshold(50_000, 20, 100)  # pending records are many, small and free of cycles; by default each costs scans
     app = make_app(cluster, "ledger-control")
 
