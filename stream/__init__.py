@@ -32,12 +32,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     serve.py E the ranking service on Kafka
     backtest.py E the same code over a file, without Kafka
     dlq.py E dead letters: reading them, sending them again
-    audit_events.py C the schema of events, read a second time
-    audit_story.py C what became of one request, worked out a second time
-    audit_labels.py C what a ledger must have written about a partition
-    audit_blocks.py C the comparison of that with the blocks
-    audit_topics.py E what the audit reads
-    audit.py E a deployment's topics, proven from outside
+    audit/ E the labels worked out a second time, and compared
     rows.py E records of any topic as rows that people read
     tables.py E what the command line shows as tables
     demo/ E everything at once, on one screen

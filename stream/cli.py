@@ -211,7 +211,7 @@ def audit(config: Config, json: Json = None) -> None:
     """Prove from outside that the ledger's topics hold what `events` gives; exit with 1 at a difference."""
     with _clear_errors():
         settings = read_settings(config)
-        from stream.audit import audit as run
+        from stream.audit.proof import audit as run
         from stream.roles import find_cluster
 
         with _status("audit") as status:

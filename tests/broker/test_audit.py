@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from infra.broker import BrokerInfo
-from stream.audit import Proof, audit
+from stream.audit.proof import Proof, audit
 from stream.blocks import decode_block, decode_header, encode_block, row_schema
 from tests.broker.deployment import Deployment, deploy
 

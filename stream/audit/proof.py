@@ -1,7 +1,7 @@
 """`freshrank audit`: proves from outside that the ledger's topics hold what `events` gives, each once and nothing else.
 
 Owns from where on a deployment's topics can be proven, and the report. Must not decide what must stand there:
-stream/audit_labels.py works it out, stream/audit_blocks.py compares.
+stream/audit/labels.py works it out, stream/audit/blocks.py compares.
 
 Invariants: only committed records count; what retention took, or limits blurred, is said and never taken for equal.
 """
@@ -19,11 +19,11 @@ from typing import Any
 import msgspec
 
 from infra.settings import Settings, token_keys
-from stream.audit_blocks import Comparison, Difference, Head, Unprovable, check_heads
-from stream.audit_events import Logged, Place
-from stream.audit_labels import Reading
-from stream.audit_story import Expected, Rules
-from stream.audit_topics import AuditTopics, Heads, Letters
+from stream.audit.blocks import Comparison, Difference, Head, Unprovable, check_heads
+from stream.audit.events import Logged, Place
+from stream.audit.labels import Reading
+from stream.audit.story import Expected, Rules
+from stream.audit.topics import AuditTopics, Heads, Letters
 from stream.kafka import OffsetGone, Record
 from stream.roles import Cluster
 

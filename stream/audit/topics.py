@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from stream.audit_blocks import Block, Difference, Head, Letter, open_block, open_head
+from stream.audit.blocks import Block, Difference, Head, Letter, open_block, open_head
 from stream.kafka import Record, read_last, read_range
 from stream.roles import Cluster
 

@@ -1,7 +1,7 @@
 """Blocks as the audit reads them, and their comparison with what must stand there.
 
 Owns the opening of blocks (sharing no code with stream/blocks.py) and the search for the first difference. Must not
-know Kafka or how labels come about: stream/audit_labels.py works out what must stand where.
+know Kafka or how labels come about: stream/audit/labels.py works out what must stand where.
 
 Invariants: each row, chain, dead letter and count of every block is compared once, in order; the first difference ends
 the comparison.
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pyarrow as pa
 
-from stream.audit_story import Chain, Expected, Row, Rules
+from stream.audit.story import Chain, Expected, Row, Rules
 
 VERSION = 1
 HEADER_KEY = b"freshrank"

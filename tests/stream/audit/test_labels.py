@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from features.fields import Field
 from models.window import Slides
-from stream.audit_blocks import Block, Comparison, Difference, Head, Letter, Unprovable, check_heads, open_block
-from stream.audit_events import Logged, Place
-from stream.audit_labels import Reading
-from stream.audit_story import Expected, Rules
+from stream.audit.blocks import Block, Comparison, Difference, Head, Letter, Unprovable, check_heads, open_block
+from stream.audit.events import Logged, Place
+from stream.audit.labels import Reading
+from stream.audit.story import Expected, Rules
 from stream.blocks import Rules as LedgerRules
 from stream.blocks import chain_schema, encode_block, encode_chains, row_schema
 from stream.events import Candidate, Click, Event, EventError, Impression, Request, Tick, decode_event, encode_event

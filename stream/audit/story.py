@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from features.fields import Field, raw_fields
-from stream.audit_events import Candidate, Click, Impression, Place, Request, Value
+from stream.audit.events import Candidate, Click, Impression, Place, Request, Value
 
 
 class Rules(msgspec.Struct, frozen=True):

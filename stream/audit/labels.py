@@ -1,7 +1,7 @@
 """What a ledger must have written about a partition, worked out again from `events` alone.
 
 Owns the watermark at every offset, and when and in which order rows and chains leave. What became of each request,
-stream/audit_story.py says, one request at a time. Must not know Kafka or blocks, and imports nothing that the ledger is
+stream/audit/story.py says, one request at a time. Must not know Kafka or blocks, and imports nothing that the ledger is
 made of.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from stream.audit_events import Logged, Place, Tick, read_event
-from stream.audit_story import Expected, Row, Rules, Seen, Story, refuse
+from stream.audit.events import Logged, Place, Tick, read_event
+from stream.audit.story import Expected, Row, Rules, Seen, Story, refuse
 
 
 class Reading:
