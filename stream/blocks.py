@@ -251,6 +251,7 @@ class PriorUpdate(msgspec.Struct, frozen=True):
         c: Clicks per half-life, float64 (U, H).
         root_n: Impressions over all values (H,).
         root_c: Clicks over all values (H,).
+        fields: Names of the fields that `field` counts through; empty: those of the reader.
     """
 
     at_s: float
@@ -260,12 +261,32 @@ class PriorUpdate(msgspec.Struct, frozen=True):
     c: npt.NDArray[np.float64]
     root_n: npt.NDArray[np.float64]
     root_c: npt.NDArray[np.float64]
+    fields: tuple[str, ...] = ()
+
+    def under(self, fields: Sequence[str]) -> PriorUpdate:
+        """Return the same counts for a reader of other fields: told by their names, those it does not have left out."""
+        if not self.fields or self.fields == tuple(fields):
+            return self
+        place = {name: index for index, name in enumerate(fields)}
+        field = np.array([place.get(name, -1) for name in self.fields], np.int16)[self.field]
+        kept = field >= 0
+        return PriorUpdate(
+            at_s=self.at_s,
+            keys=self.keys[kept],
+            field=field[kept],
+            n=self.n[kept],
+            c=self.c[kept],
+            root_n=self.root_n,
+            root_c=self.root_c,
+            fields=tuple(fields),
+        )
 
 
 class _UpdateHeader(msgspec.Struct, frozen=True):
     at_s: float
     root_n: list[float]
     root_c: list[float]
+    fields: tuple[str, ...] = ()
     v: int = VERSION
 
 
@@ -276,7 +297,7 @@ def encode_prior_update(update: PriorUpdate) -> bytes:
     for index in range(n_half_lives):
         columns[f"n{index}"] = pa.array(update.n[:, index])
         columns[f"c{index}"] = pa.array(update.c[:, index])
-    header = _UpdateHeader(update.at_s, update.root_n.tolist(), update.root_c.tolist())
+    header = _UpdateHeader(update.at_s, update.root_n.tolist(), update.root_c.tolist(), update.fields)
     return _to_ipc(pa.record_batch(list(columns.values()), names=list(columns)), header)
 
 
@@ -298,6 +319,7 @@ def decode_prior_update(data: bytes) -> PriorUpdate:
         c=np.stack([table[f"c{index}"].to_numpy() for index in count], axis=1),
         root_n=np.array(header.root_n),
         root_c=np.array(header.root_c),
+        fields=header.fields,
     )
 
 

@@ -92,6 +92,7 @@ class PriorService(mode.Service):
         )
         self._users: UserPush | None = open_user_push(settings, self._priors, metrics)
         self._values_max = UPDATE_BYTES_MAX // (10 + 16 * len(settings.priors.half_lives_s))
+        self._field_names = tuple(field.name for field in settings.fields)
         self._counted_slide: int | None = None  # rows of this slide and those before it are in the snapshot
         self._oldest_append_s: float | None = None  # of the blocks counted since the last publication
         self._published_s = self._republished_s = time.monotonic()
@@ -182,7 +183,7 @@ class PriorService(mode.Service):
             assert self._producer is not None
             for part in list(self._priors.changes(self._values_max)):
                 topic = self._cluster.topic("prior-updates")
-                await self._producer.send_and_wait(topic, encode_prior_update(_update(part)))
+                await self._producer.send_and_wait(topic, encode_prior_update(_update(part, self._field_names)))
                 self._metrics.published.inc(len(part.keys))
             table = self._priors.table
             self._metrics.newest_s.set(max(0.0, table.as_of_s))
@@ -191,7 +192,7 @@ class PriorService(mode.Service):
                 self._metrics.publish_lag_s.observe(max(0.0, time.time() - oldest_append_s))
 
 
-def _update(changes: Changes) -> PriorUpdate:
+def _update(changes: Changes, fields: tuple[str, ...]) -> PriorUpdate:
     return PriorUpdate(
         at_s=changes.at_s,
         keys=changes.keys,
@@ -200,4 +201,5 @@ def _update(changes: Changes) -> PriorUpdate:
         c=changes.c,
         root_n=changes.root_n,
         root_c=changes.root_c,
+        fields=fields,
     )

@@ -95,6 +95,7 @@ class _Service:
         self.settings = settings
         self.metrics = metrics
         self._unread = set(_FOLLOWED)
+        self._field_names = tuple(field.name for field in settings.fields)
         self._holder: Holder[Scorer] = Holder()
         self._catalog = Catalog(settings.fields)
         self._champion = ""
@@ -179,7 +180,7 @@ class _Service:
         updates, published_s = [], []
         for record in records:
             try:
-                updates.append(decode_prior_update(record.value or b""))
+                updates.append(decode_prior_update(record.value or b"").under(self._field_names))
             except BlockError as error:
                 self._refuse("prior-updates", record, error)
             else:

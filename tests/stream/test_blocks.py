@@ -119,6 +119,17 @@ def test_prior_update_survives_its_bytes() -> None:
         np.testing.assert_array_equal(getattr(again, name), getattr(update, name))
 
 
+def test_prior_update_of_other_fields_is_told_by_their_names() -> None:
+    counts = np.array([[1.0], [2.0], [3.0]])
+    keys, field = np.array([7, 8, 9], np.uint64), np.array([0, 1, 2], np.int16)
+    update = PriorUpdate(5.0, keys, field, counts, counts / 2, counts[0], counts[0] / 2, ("user", "gone", "ad"))
+    read = decode_prior_update(encode_prior_update(update))
+    assert read.fields == ("user", "gone", "ad")
+    moved = read.under(["new", "ad", "user"])
+    assert (moved.keys.tolist(), moved.field.tolist(), moved.n[:, 0].tolist()) == ([7, 9], [2, 1], [1.0, 3.0])
+    assert read.under(["user", "gone", "ad"]) is read
+
+
 def test_bytes_that_are_no_block_are_refused_by_name() -> None:
     with pytest.raises(BlockError, match="a block must be an Arrow IPC stream, got 3 other bytes"):
         decode_header(b"abc")
