@@ -33,6 +33,7 @@ from stream.events import (
     Value,
     check_event,
     encode_event,
+    fits_64_bits,
 )
 
 TimeUnit = Literal["s", "ms", "us", "iso"]
@@ -252,7 +253,7 @@ def is_of_kind(value: Any, kind: Kind) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return value.__class__ is int and -(2**63) <= value < 2**64  # what JSON's encoder takes
+    return value.__class__ is int and fits_64_bits(value)  # what JSON's encoder takes
 
 
 K = TypeVar("K", bound=Hashable)

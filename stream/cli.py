@@ -508,11 +508,10 @@ async def _cat(settings: Settings, topic: str, limit: int) -> None:
 
 def _check_retention(settings: Settings) -> dict[str, float]:
     """Return how long the topics that are there keep their records; nothing where no broker is asked."""
-    from infra import broker
     from stream.kafka import check_retention
+    from stream.roles import find_servers
 
-    running = broker.status(state_dir() / "broker")
-    servers = settings.kafka.bootstrap_servers or (running.bootstrap_servers if running else "")
+    servers = find_servers(settings)
     if not servers:
         return {}
     least_s = 2.0 * (settings.ledger.wait_s + settings.ledger.grace_s)

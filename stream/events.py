@@ -95,6 +95,11 @@ class Tick(msgspec.Struct, frozen=True, tag_field="type", tag="tick", omit_defau
 Event = Request | Impression | Click | Tick
 
 
+def fits_64_bits(value: int) -> bool:
+    """Tell whether a whole number is one of 64 bits, with or without a sign: JSON's may have hundreds of digits."""
+    return -(2**63) <= value < 2**64
+
+
 class EventError(ValueError):
     """A record that is no valid event; becomes a dead letter.
 

@@ -151,7 +151,7 @@ def create_topics(
     prefix: str,
     partitions: int,
     security: Mapping[str, str],
-    retention_s: float = 604_800.0,
+    retention_s: float | None = None,
     timeout_s: float = 5.0,
 ) -> list[str]:
     """Make the topics of a prefix that are not there yet, wait until they can be used and return their names.
@@ -161,7 +161,7 @@ def create_topics(
         prefix: Stands before each name.
         partitions: Of the topics that have several.
         security: The keys of [kafka.security].
-        retention_s: How long a topic that is not compacted keeps what was appended.
+        retention_s: How long a topic that is not compacted keeps what was appended; None: as the broker has it.
         timeout_s: Longest wait for the broker.
 
     Raises:
@@ -321,13 +321,13 @@ def _partition_counts(admin: KafkaAdminClient, names: list[str]) -> dict[str, in
     return {topic["name"]: len(topic["partitions"]) for topic in topics if topic["error_code"] != TOPIC_UNKNOWN}
 
 
-def _creation(rule: Topic, n_partitions: int, retention_s: float) -> dict[str, Any]:
+def _creation(rule: Topic, n_partitions: int, retention_s: float | None) -> dict[str, Any]:
     configs = {
         "message.timestamp.type": "LogAppendTime",
         "cleanup.policy": rule.cleanup,
         "max.message.bytes": str(rule.bytes_max),
     }
-    if rule.cleanup == "delete":
+    if rule.cleanup == "delete" and retention_s is not None:
         configs["retention.ms"] = str(int(retention_s * 1000))
     return {"num_partitions": n_partitions, "configs": configs}
 

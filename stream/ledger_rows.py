@@ -13,7 +13,7 @@ import msgspec
 
 from features.fields import Field, raw_fields
 from stream.blocks import REQUEST_SIDES, Chains, Columns
-from stream.events import Candidate, EventError, Request, Value
+from stream.events import Candidate, EventError, Request, Value, fits_64_bits
 
 SMALL_REQUEST_BYTES = 4096  # a row of a request up to this size is taken to be as large as the whole request
 
@@ -219,7 +219,7 @@ def _check_values(values: dict[str, Value], types: list[tuple[str, frozenset[typ
     get = values.get
     for name, allowed in types:
         value = get(name)
-        if value.__class__ not in allowed or (value.__class__ is int and not _is_sane(value)):
+        if value.__class__ not in allowed or (value.__class__ is int and not fits_64_bits(value)):
             raise EventError("bad_value", name, value)
 
 
@@ -243,13 +243,8 @@ def _canonical(values: list[Any], kind: str) -> list[Any]:
 
 
 def _text(value: Value) -> str | None:
-    return None if isinstance(value, list | int) and not _is_sane(value) else str(value)
+    return None if isinstance(value, list) or (isinstance(value, int) and not fits_64_bits(value)) else str(value)
 
 
 def _number(value: Value) -> float | None:
-    return float(value) if isinstance(value, int) and _is_sane(value) else None
-
-
-def _is_sane(value: Value) -> bool:
-    """Tell whether a value is a whole number of 64 bits: JSON's may have hundreds of digits."""
-    return isinstance(value, int) and -(2**63) <= value < 2**64
+    return float(value) if isinstance(value, int) and fits_64_bits(value) else None

@@ -41,11 +41,11 @@ from stream.events import Event, EventError, Tick, decode_event, encode_event
 from stream.kafka import BLOCK_BYTES_MAX, OffsetGone, read_last, read_range
 from stream.ledger import Closed, Ledger
 from stream.roles import SESSION_S, Cluster, delivered, find_cluster, log, make_app, run_app
+from stream.transactions import new_fenced_producer
 from stream.wiring import new_guarded_ledger, new_slides
 
 BATCH_RECORDS_MAX = 4000  # records of one transaction at most; larger ones gain little (measured: 1,000 → 4,000 +20 %)
 SILENCE_S = 1.0  # live clock: a partition without an event for this long gets a tick
-TRANSACTION_TIMEOUT_MS = 10_000
 # What a client says when the broker, or this process itself, was away: for a moment or past its session.
 AWAY = (KafkaError, IllegalOperation, TimeoutError)
 RETRY_S = 1.0  # until a partition is owned again whose transaction failed
@@ -215,13 +215,7 @@ class LedgerService(mode.Service):
                 await self._drop(partition)
 
     async def _own(self, partition: int) -> None:
-        producer = AIOKafkaProducer(
-            **self._cluster.options,
-            transactional_id=f"{self._cluster.prefix}.ledger-{partition}",
-            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
-            max_request_size=BLOCK_BYTES_MAX,
-            linger_ms=0,
-        )
+        producer = new_fenced_producer(self._cluster, f"{self._cluster.prefix}.ledger-{partition}")
         await producer.start()  # fences the owner before: from here on nobody else adds to the output
         tp = TopicPartition(self._cluster.topic("events"), partition)
         try:

@@ -42,21 +42,26 @@ class Cluster:
         return topic_name(self.prefix, name)
 
 
+def find_servers(settings: Settings) -> str:
+    """Return host:port of the settings' brokers, or of the embedded one that runs in the state directory; else ""."""
+    if settings.kafka.bootstrap_servers:
+        return settings.kafka.bootstrap_servers
+    running = broker.status(state_dir() / "broker")
+    return "" if running is None else running.bootstrap_servers
+
+
 def find_cluster(settings: Settings) -> Cluster:
     """Return the cluster of the settings: theirs, or the embedded broker that runs in the state directory.
 
     Raises:
         SettingsError: If no broker answers there.
     """
-    servers = settings.kafka.bootstrap_servers
+    servers = find_servers(settings)
     if not servers:
-        running = broker.status(state_dir() / "broker")
-        if running is None:
-            raise SettingsError(
-                "[kafka] bootstrap_servers is empty, so the embedded broker must run, got none in"
-                f" {state_dir() / 'broker'}; start it with `freshrank broker start`"
-            )
-        servers = running.bootstrap_servers
+        raise SettingsError(
+            "[kafka] bootstrap_servers is empty, so the embedded broker must run, got none in"
+            f" {state_dir() / 'broker'}; start it with `freshrank broker start`"
+        )
     security = dict(settings.kafka.security)
     try:
         check_broker(servers, security=security)

@@ -19,6 +19,16 @@ from stream.roles import Cluster
 TRANSACTION_TIMEOUT_MS = 10_000  # how long what a dead producer left open holds readers back
 
 
+def new_fenced_producer(cluster: Cluster, transactional_id: str) -> AIOKafkaProducer:
+    """Return a producer that fences the one before when it starts."""
+    return AIOKafkaProducer(
+        **cluster.options,
+        transactional_id=transactional_id,
+        transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+        max_request_size=BLOCK_BYTES_MAX,
+    )
+
+
 @asynccontextmanager
 async def fenced_producer(cluster: Cluster, transactional_id: str) -> AsyncGenerator[AIOKafkaProducer, None]:
     """Yield a started producer; what another one of this id had open is ended, and that one can write no more.
@@ -27,12 +37,7 @@ async def fenced_producer(cluster: Cluster, transactional_id: str) -> AsyncGener
     one of them, and aiokafka leaves as many unseen as it holds records.
     """
     asyncio.get_running_loop().set_exception_handler(_skip_unseen)
-    producer = AIOKafkaProducer(
-        **cluster.options,
-        transactional_id=transactional_id,
-        transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
-        max_request_size=BLOCK_BYTES_MAX,
-    )
+    producer = new_fenced_producer(cluster, transactional_id)
     await producer.start()
     try:
         yield producer

@@ -39,8 +39,15 @@ def new_tokens(settings: Settings) -> Tokens | None:
     return Tokens(keys, settings.ledger.token_ttl_s) if keys else None
 
 
-def new_ledger(partition: int, settings: Settings, slides: Slides) -> Ledger:
-    """Return the empty ledger of one partition, for events of our own that need no check of key and token."""
+def new_ledger(
+    partition: int,
+    settings: Settings,
+    slides: Slides,
+    *,
+    tokens: Tokens | None = None,
+    n_partitions: int | None = None,
+) -> Ledger:
+    """Return the empty ledger of one partition; as it stands for events of our own, which need no guard."""
     return Ledger(
         partition,
         settings.fields,
@@ -48,18 +55,12 @@ def new_ledger(partition: int, settings: Settings, slides: Slides) -> Ledger:
         rules=new_rules(settings),
         block_rows=settings.ledger.block_rows,
         block_s=settings.ledger.block_s,
+        tokens=tokens,
+        n_partitions=n_partitions,
     )
 
 
 def new_guarded_ledger(partition: int, settings: Settings, slides: Slides) -> Ledger:
     """Return the empty ledger of one partition, for events that anybody may have written."""
-    return Ledger(
-        partition,
-        settings.fields,
-        slides,
-        rules=new_rules(settings),
-        block_rows=settings.ledger.block_rows,
-        block_s=settings.ledger.block_s,
-        tokens=new_tokens(settings),
-        n_partitions=settings.kafka.partitions,
-    )
+    tokens, n_partitions = new_tokens(settings), settings.kafka.partitions
+    return new_ledger(partition, settings, slides, tokens=tokens, n_partitions=n_partitions)

@@ -209,7 +209,10 @@ def _running_broker(demo_dir: Path, setup: Setup, say: Callable[[str], None]) ->
     info = broker.start(data_dir, owned=True, on_progress=say)
     try:
         partitions, prefix = settings.kafka.partitions, settings.prefix
-        create_topics(info.bootstrap_servers, prefix=prefix, partitions=partitions, security={})
+        retention_s = settings.kafka.retention_s
+        create_topics(
+            info.bootstrap_servers, prefix=prefix, partitions=partitions, security={}, retention_s=retention_s
+        )
         options = client_options(info.bootstrap_servers, {})
         yield Cluster(info.bootstrap_servers, prefix, partitions, options, {})
     finally:
