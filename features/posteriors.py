@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from features.encode import Keys, slot_fields
 from features.fields import Field, slot_counts
-from features.priors import STRENGTH_DEFAULT, Counts, Floats, PriorTable
+from features.priors import STRENGTH_DEFAULT, Counts, Floats, PriorTable, find
 
 ROWS_MAX = 32_768  # rows turned into inputs at a time: bounds the temporaries, changes no value
 STRENGTH_MIN, STRENGTH_MAX = 1.0, 1000.0  # chosen by hand: beyond, a rate is noise or its parent anyway
@@ -61,6 +61,19 @@ def estimate_strength(table: PriorTable) -> PriorTable:
         estimate = np.clip(1.0 / correlation - 1.0, STRENGTH_MIN, STRENGTH_MAX)
         strength[:, h] = np.where(n_values >= VALUES_MIN, estimate, STRENGTH_DEFAULT)
     return dataclasses.replace(table, strength=strength)
+
+
+def deviations(table: PriorTable, keys: Keys) -> npt.NDArray[np.float32]:
+    """Return how far the posterior rate of each value lies from the overall rate, longest memory, in logits, (K,).
+
+    Args:
+        table: Counts and strengths.
+        keys: Values that the table knows, (K,).
+    """
+    at, _ = find(table.keys, keys)
+    h = int(np.argmax(table.half_lives_s))
+    root = _root_logits(table.root_n[None, [h]], table.root_c[None, [h]])[:, 0]
+    return (_rate(table.n[at, h], table.c[at, h], root, table.strength[table.field[at], h]) - root).astype(np.float32)
 
 
 def dense_width(fields: Sequence[Field], n_half_lives: int) -> int:

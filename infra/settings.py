@@ -153,9 +153,15 @@ class ModelSettings(_Section, frozen=True):
 
 
 class UpdateSettings(_Section, frozen=True):
-    """[update]: how a slide is learnt."""
+    """[update]: how a slide is learnt.
 
-    strategy: Literal["incremental", "static"] = "incremental"
+    Attributes:
+        strategy: Which of models/strategies/ours.py; `freshrank backtest --strategies` compares them.
+        learning_rate: Of the network (Adam).
+        embedding_learning_rate: Of embedding rows (Adagrad, one step size per row).
+    """
+
+    strategy: str = "default"
     learning_rate: float = 0.001
     embedding_learning_rate: float = 0.02
     batch_rows: int = 512

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from features.encode import Keys
-from features.posteriors import ROWS_MAX, dense_inputs, shares
+from features.posteriors import LEVEL_INPUTS, ROWS_MAX, dense_inputs, shares
 from features.priors import Counts
 from models.networks.logistic import base_logits
 from models.snapshot import Snapshot
@@ -53,6 +53,8 @@ class Inputs:
 def make_inputs(keys: Keys, counts: Counts, snapshot: Snapshot, device: str) -> Inputs:
     """Return what the network of a snapshot reads of rows with these keys, (N, S), and counts."""
     dense = dense_inputs(counts, keys, snapshot.base, snapshot.fields, snapshot.levels)
+    if snapshot.prior == "none":
+        dense[:, LEVEL_INPUTS:] = 0.0
     return Inputs(
         rows=torch.from_numpy(snapshot.vocabulary.rows(keys)).to(device),
         share=torch.from_numpy(shares(keys, snapshot.fields).astype(np.float32)).to(device),
@@ -89,11 +91,20 @@ class Predictor:
 
     def score(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         """Return the click probabilities of rows whose inputs were made for this snapshot, (N,)."""
-        probabilities = np.empty(len(inputs), np.float32)
+        return self.calibrate(self.logits(inputs))
+
+    def calibrate(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the click probabilities that logits of this snapshot stand for, (N,)."""
+        slope, shift = self._snapshot.tensors["calibration.weight"].tolist()
+        return torch.sigmoid(torch.from_numpy(slope * logits.astype(np.float64) + shift)).numpy().astype(np.float32)
+
+    def logits(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """Return the network's logits of such rows before they are calibrated, (N,)."""
+        found = np.empty(len(inputs), np.float32)
         with torch.inference_mode():
             for first in range(0, len(inputs), ROWS_MAX):
                 part = inputs.take(slice(first, first + ROWS_MAX))
                 base = base_logits(self._base, part.dense)
                 logits = self._network(functional.embedding(part.rows, self._embedding), part.share, part.dense, base)
-                probabilities[first : first + ROWS_MAX] = torch.sigmoid(logits).cpu().numpy()
-        return probabilities
+                found[first : first + ROWS_MAX] = logits.cpu().numpy()
+        return found

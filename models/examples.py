@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from features.encode import Keys, encode, hash_strings, mix
 from features.fields import Field, id_field, slot_counts
 from features.point_in_time import point_in_time
-from features.priors import CORRECTION, Counts, Floats, Ints, SettledRows
+from features.priors import CORRECTION, Counts, Floats, Ints, SettledRows, lookup
 from models.snapshot import Snapshot
 from models.window import Slide
 
@@ -35,6 +36,9 @@ class Examples:
         keys: (N, S).
         counts: What had settled when each example was shown.
         clicks: 0 or 1, (N,).
+        shown_s: When each was shown: its request's first impression, (N,).
+        evidence: Impressions behind the least known value of each, longest memory, (N,).
+        item_evidence: Impressions behind its item, likewise, (N,).
         groups: Whose rows are compared with each other: requests when they have two rows on average, else users, (N,).
         buckets: The gate's bucket of each example's user, (N,).
     """
@@ -43,6 +47,9 @@ class Examples:
     keys: Keys
     counts: Counts
     clicks: Floats
+    shown_s: Floats
+    evidence: Floats
+    item_evidence: Floats
     groups: Ints
     buckets: Ints
 
@@ -68,11 +75,19 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
         frame, keys, shown_s = frame.filter(pl.Series(fresh)), keys[fresh], shown_s[fresh]
     users = _user_ids(frame, keys, before.fields)
     requests = frame["request_id"].n_unique()
+    if before.prior == "frozen":
+        counts = lookup(before.priors, keys, np.maximum(shown_s, before.end_s))
+    else:
+        counts = point_in_time(before.base, settled, keys, shown_s, slot_counts(before.fields))
+    evidence = counts.n[:, :, int(np.argmax(before.base.half_lives_s))]  # (N, S)
     return Examples(
         settled=settled,
         keys=keys,
-        counts=point_in_time(before.base, settled, keys, shown_s, slot_counts(before.fields)),
+        counts=counts,
         clicks=frame["click"].to_numpy().astype(np.float64),
+        shown_s=shown_s,
+        evidence=np.where(keys != 0, evidence, np.inf)[:, _raw_slots(before.fields)].min(axis=1, initial=np.inf),
+        item_evidence=evidence[:, _first_slot(before.fields, id_field(before.fields, "item"))],
         groups=(users if len(frame) < 2 * requests else hash_strings(frame["request_id"])).view(np.int64),
         buckets=(mix(users) % np.uint64(n_buckets)).astype(np.int64),
     )
@@ -83,7 +98,17 @@ def _user_ids(frame: pl.DataFrame, keys: Keys, fields: Sequence[Field]) -> Keys:
     user = id_field(fields, "user")
     if user is None:
         return hash_strings(frame["request_id"])
-    return keys[:, sum(slot_counts(fields)[: fields.index(user)])]
+    return keys[:, _first_slot(fields, user)]
+
+
+def _first_slot(fields: Sequence[Field], field: Field | None) -> int:
+    assert field is not None
+    return sum(slot_counts(fields)[: fields.index(field)])
+
+
+def _raw_slots(fields: Sequence[Field]) -> npt.NDArray[np.bool_]:
+    """Return which slots hold values of their own, (S,): all but those of crosses."""
+    return np.repeat([field.side != "cross" for field in fields], slot_counts(fields))
 
 
 def _check_delay(slide: Slide) -> None:

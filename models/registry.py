@@ -30,7 +30,7 @@ from models.snapshot import Snapshot, SnapshotError, from_arrays, schema_digest,
 
 FORMAT = 1
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
-_REST = ("family", "slide", "parent", "fields", "levels", "network", "dim", "hidden", "learnt")
+_REST = ("family", "slide", "parent", "fields", "levels", "network", "dim", "hidden", "prior", "ways", "learnt")
 
 Manifest = dict[str, Any]
 
@@ -98,7 +98,7 @@ class Registry:
             raise _refused(version, f"have tensors of sha256 {manifest['sha256']}", "other bytes", _AGAIN)
         try:
             rest = {name: manifest[name] for name in _REST}
-            rest |= {name: tuple(manifest[name]) for name in ("levels", "hidden", "learnt")}
+            rest |= {name: tuple(manifest[name]) for name in ("levels", "hidden", "ways", "learnt")}
             rest["fields"] = msgspec.convert(manifest["fields"], tuple[Field, ...])
             snapshot = from_arrays(safetensors.numpy.load(tensors), rest)
         except (SafetensorError, KeyError, msgspec.ValidationError) as error:

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -30,9 +30,11 @@ from features.priors import PriorTable, SettledRows, advance
 from features.vocabulary import Vocabulary
 from models.gate import Evidence
 from models.networks.build import build_network
-from models.networks.mlp import Mlp
+from models.networks.network import Network, Way
 
 Arrays = dict[str, npt.NDArray[Any]]
+FeaturePrior = Literal["none", "frozen", "live"]
+"""Which counts a row sees: none but the overall rate, those at the slide's start, or those as of its request."""
 
 _EVIDENCE = tuple(field.name for field in dataclasses.fields(Evidence))
 
@@ -54,6 +56,8 @@ class Snapshot:
         network: Name of the architecture.
         dim: Width of an embedding row.
         hidden: Widths of the hidden layers.
+        prior: Which counts a row sees.
+        ways: How they get into the network.
         tensors: On the CPU: `network.*`, `base.*`, `embedding.rows`, `embedding.squares`, `adam.*`.
         vocabulary: Which value owns which embedding row.
         base: Counts of what settled up to its moment.
@@ -72,6 +76,8 @@ class Snapshot:
     network: str
     dim: int
     hidden: tuple[int, ...]
+    prior: FeaturePrior
+    ways: tuple[Way, ...]
     tensors: Mapping[str, Tensor]
     vocabulary: Vocabulary
     base: PriorTable
@@ -101,10 +107,12 @@ class Snapshot:
         slide = "initial" if self.slide is None else f"{self.slide:06d}"
         return f"{self.family}-{slide}-{self.digest[:12]}"
 
-    def build(self, device: str = "cpu") -> Mlp:
+    def build(self, device: str = "cpu") -> Network:
         """Return the network with this snapshot's weights, ready to predict."""
         n_half_lives = len(self.base.half_lives_s)
-        network = build_network(self.network, self.fields, dim=self.dim, hidden=self.hidden, n_half_lives=n_half_lives)
+        network = build_network(
+            self.network, self.fields, dim=self.dim, hidden=self.hidden, ways=self.ways, n_half_lives=n_half_lives
+        )
         prefix = "network."
         network.load_state_dict(
             {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}

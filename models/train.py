@@ -23,9 +23,9 @@ from torch.nn import functional
 
 from features.encode import Keys, mix
 from models.batch import Inputs, minibatches
-from models.losses import click_loss
-from models.networks.logistic import base_logits, newton_step
-from models.networks.mlp import Mlp
+from models.losses import Objective, Targets, objective_loss
+from models.networks.logistic import base_logits, calibration_inputs, newton_step
+from models.networks.network import Network
 
 Tensors = dict[str, Tensor]
 
@@ -53,7 +53,13 @@ def initial_embedding(dim: int) -> Tensors:
     return {"embedding.rows": torch.zeros(1, dim), "embedding.squares": torch.zeros(1, 1)}
 
 
-def move_rows(tensors: Mapping[str, Tensor], source: npt.NDArray[np.int64], keys: Keys, seed: int) -> Tensors:
+def move_rows(
+    tensors: Mapping[str, Tensor],
+    source: npt.NDArray[np.int64],
+    keys: Keys,
+    seed: int,
+    prior: npt.NDArray[np.float32] | None = None,
+) -> Tensors:
     """Return the tensors with their embedding rows put where a revised vocabulary wants them.
 
     Args:
@@ -61,12 +67,16 @@ def move_rows(tensors: Mapping[str, Tensor], source: npt.NDArray[np.int64], keys
         source: Where each row was before, -1 for a fresh one, (R,).
         keys: The values that own rows 1 and up, (R - 1,).
         seed: Seed of fresh rows.
+        prior: What the first number of a fresh row is, by value, (R - 1,); None: as small as the others.
     """
     rows, squares = tensors["embedding.rows"], tensors["embedding.squares"]
     kept = torch.from_numpy(source)
     fresh = kept < 0
     moved_rows, moved_squares = rows[kept.clamp(min=0)], squares[kept.clamp(min=0)]
-    moved_rows[fresh] = fresh_rows(keys[fresh.numpy()[1:]], rows.shape[1], seed)
+    is_new = fresh.numpy()[1:]
+    moved_rows[fresh] = fresh_rows(keys[is_new], rows.shape[1], seed)
+    if prior is not None:
+        moved_rows[fresh, 0] = torch.from_numpy(prior[is_new])
     moved_squares[fresh] = 0.0
     return {**tensors, "embedding.rows": moved_rows, "embedding.squares": moved_squares}
 
@@ -81,10 +91,11 @@ def fresh_rows(keys: Keys, dim: int, seed: int) -> Tensor:
 
 def train(
     tensors: Mapping[str, Tensor],
-    network: Mlp,
+    network: Network,
     inputs: Inputs,
-    clicks: Tensor,
+    targets: Targets,
     *,
+    objective: Objective,
     learning_rate: float,
     embedding_learning_rate: float,
     batch_rows: int,
@@ -97,14 +108,15 @@ def train(
         tensors: Those of a snapshot, on the CPU.
         network: The network with the same weights, on the device of the inputs; it is trained in place.
         inputs: What the network reads of the rows.
-        clicks: 0 or 1, (N,), on the same device.
+        targets: What they are learnt from, (N,), on the same device.
+        objective: What is minimised.
         learning_rate: Of the network (Adam).
         embedding_learning_rate: Of embedding rows (Adagrad, one step size per row).
         batch_rows: Rows per step.
         seed: Seed of the order of rows, together with the slide.
         slide: Number of the slide.
     """
-    device = clicks.device
+    device = targets.clicks.device
     state = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
     weights = _flatten(network)
     average = weights.clone()
@@ -112,7 +124,7 @@ def train(
     network.train()
     for batch in minibatches(len(inputs), batch_rows, seed=seed, slide=slide):
         which = torch.from_numpy(batch).to(device)
-        gradient = _step(state, network, inputs.take(which), clicks[which], embedding_learning_rate)
+        gradient = _step(state, network, inputs.take(which), targets.take(which), objective, embedding_learning_rate)
         _adam_step(state, weights, gradient, learning_rate)
         share = max(1.0 - 0.5 ** (len(batch) / AVERAGE_ROWS), 1.0 / float(state["adam.steps"]))
         average.lerp_(weights, share)
@@ -123,8 +135,15 @@ def train(
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
-def _step(state: Tensors, network: Mlp, inputs: Inputs, clicks: Tensor, embedding_learning_rate: float) -> Tensor:
-    """Move base and embedding by one batch and return the gradient of the network's weights, flat.
+def _step(  # noqa: PLR0917  # one batch: what it moves, what it is learnt from, and how
+    state: Tensors,
+    network: Network,
+    inputs: Inputs,
+    targets: Targets,
+    objective: Objective,
+    embedding_learning_rate: float,
+) -> Tensor:
+    """Move base, calibration and embedding by one batch and return the gradient of the network's weights, flat.
 
     Every part sees what the others predicted before they moved.
     """
@@ -132,13 +151,16 @@ def _step(state: Tensors, network: Mlp, inputs: Inputs, clicks: Tensor, embeddin
     rows = state["embedding.rows"][touched].requires_grad_()  # (U, D)
     base = base_logits(state["base.weight"], inputs.dense)
     logits = network(functional.embedding(place, rows), inputs.share, inputs.dense, base)
-    of_rows, *of_weights = torch.autograd.grad(click_loss(logits, clicks), [rows, *network.parameters()])
-    newton_step(state["base.weight"], state["base.curvature"], inputs.dense, clicks)
+    loss = objective_loss(objective, logits, targets)
+    of_rows, *of_weights = torch.autograd.grad(loss, [rows, *network.parameters()])
+    newton_step(state["base.weight"], state["base.curvature"], inputs.dense, targets.clicks)
+    inputs_of_calibration = calibration_inputs(logits.detach())
+    newton_step(state["calibration.weight"], state["calibration.curvature"], inputs_of_calibration, targets.clicks)
     _adagrad_step(state, touched, of_rows, embedding_learning_rate)
     return torch.cat([gradient.flatten() for gradient in of_weights])
 
 
-def _flatten(network: Mlp) -> Tensor:
+def _flatten(network: Network) -> Tensor:
     """Return all weights of a network as one vector that they are from now on views of."""
     weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     parts = weights.split([parameter.numel() for parameter in network.parameters()])

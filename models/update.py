@@ -24,19 +24,21 @@ import torch
 
 from features.encode import slot_fields
 from features.fields import Field, slot_counts
-from features.posteriors import estimate_strength
+from features.posteriors import deviations, estimate_strength
 from features.priors import CORRECTION, PriorTable, SettledRows, advance
 from features.vocabulary import Vocabulary, revise
 from models.batch import Inputs, Predictor, make_inputs
 from models.evaluate import Evaluation, evaluate
 from models.examples import Examples, read_examples
 from models.gate import Decision, Evidence, EvidenceSummary, GateDecision, GateRules, compare, judge, summarise
+from models.losses import Objective, Targets
 from models.networks.build import build_network, initial_tensors
-from models.snapshot import Snapshot
+from models.networks.network import Way
+from models.snapshot import FeaturePrior, Snapshot
 from models.train import initial_embedding, move_rows, resolve_device, train
 from models.window import Slide
 
-Strategy = Literal["incremental", "static"]
+Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float32]
 
 
@@ -45,7 +47,11 @@ class Plan:
     """Everything that decides what is learnt; infra/settings.py says what each means.
 
     Attributes:
-        strategy: `incremental` learns each slide; `static` learns the warm-up and then only counts go on.
+        prior: Which counts a row sees.
+        ways: How they get into the network.
+        objective: What the network minimises.
+        learns: Each slide, or those of the warm-up alone: then only counts go on.
+        is_gated: Whether the champion is chosen by the gate; else each new model serves at once.
         warmup_s: Slides that end within this time of the first settled row are warm-up.
         lookback_s: How far before a slide a row of it may have been shown and still be given its counts: the longest
             wait for a click plus the disorder allowed. Rows shown earlier are counted, not learnt.
@@ -61,7 +67,11 @@ class Plan:
     half_lives_s: tuple[float, ...]
     levels: tuple[str, ...]
     evidence_min: float
-    strategy: Strategy
+    prior: FeaturePrior
+    ways: tuple[Way, ...]
+    objective: Objective
+    learns: Literal["always", "warmup"]
+    is_gated: bool
     learning_rate: float
     embedding_learning_rate: float
     batch_rows: int
@@ -134,7 +144,8 @@ class Learner:
     Attributes:
         latest: The newest state of the lineage that learns.
         champion: What serves.
-        scores: Predictions of the last slide's rows that are not stale, in their order, by "latest" and "champion".
+        examples: The rows of the last slide that are not stale; None before the first.
+        scores: Their predictions, in their order, by "latest" and, with a gate, by "champion".
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -142,6 +153,7 @@ class Learner:
         self._plan = plan
         self._device = resolve_device(plan.device)
         self.latest = self.champion = initial_snapshot(plan)
+        self.examples: Examples | None = None
         self.scores: dict[str, Probabilities] = {}
 
     @classmethod
@@ -162,8 +174,11 @@ class Learner:
         before = self.latest
         examples = read_examples(slide, before, self._plan.buckets)
         inputs = {name: self._inputs(examples, snapshot) for name, snapshot in self._pointers()}
-        self.scores = {name: Predictor(s, self._device).score(inputs[name]) for name, s in self._pointers()}
+        predictors = {name: Predictor(snapshot, self._device) for name, snapshot in self._pointers()}
+        logits = {name: predictor.logits(inputs[name]) for name, predictor in predictors.items()}
+        self.scores = {name: predictor.calibrate(logits[name]) for name, predictor in predictors.items()}
         evaluations = {name: evaluate(p, examples.clicks, examples.groups) for name, p in self.scores.items()}
+        self.examples = examples
         origin_s = before.origin_s if before.slide is not None else _first_s(slide)
         is_warmup = slide.end_s <= origin_s + self._plan.warmup_s
         verdict = self._decide(examples, evaluations["latest"], is_warmup=is_warmup)
@@ -178,8 +193,8 @@ class Learner:
             vocabulary=start.vocabulary,
             learnt=before.learnt if verdict.decision == "hold" else (),
         )
-        if is_warmup or self._plan.strategy == "incremental":
-            after = self._train(start, after, inputs[name], examples)
+        if is_warmup or self._plan.learns == "always":
+            after = self._train(start, after, inputs[name], self._targets(examples, logits[name]))
         if verdict.decision in ("warmup", "promote"):
             self.champion = before
         self.latest = after
@@ -190,7 +205,7 @@ class Learner:
             end_s=slide.end_s,
             rows=len(impressions),
             clicks=int(impressions["click"].sum()),
-            champion=evaluations["champion"],
+            champion=evaluations.get("champion", evaluations["latest"]),
             latest=evaluations["latest"],
             decision=verdict.decision,
             reason=verdict.reason,
@@ -204,7 +219,8 @@ class Learner:
         )
 
     def _pointers(self) -> tuple[tuple[str, Snapshot], ...]:
-        return ("latest", self.latest), ("champion", self.champion)
+        latest = ("latest", self.latest)
+        return (latest, ("champion", self.champion)) if self._plan.is_gated else (latest,)
 
     def _inputs(self, examples: Examples, snapshot: Snapshot) -> Inputs:
         return make_inputs(examples.keys, examples.counts, snapshot, self._device)
@@ -212,6 +228,8 @@ class Learner:
     def _decide(self, examples: Examples, latest: Evaluation, *, is_warmup: bool) -> GateDecision:
         evidence, rules = self.latest.evidence, self._plan.gate
         summary = summarise(evidence, rules)
+        if not self._plan.is_gated:
+            return GateDecision("promote", "there is no gate", summary, evidence)
         if is_warmup:
             return GateDecision("warmup", "every model is promoted during the warm-up", summary, evidence)
         if not self.latest.learnt:
@@ -221,7 +239,15 @@ class Learner:
         )
         return judge(evidence, pieces, latest, rules)
 
-    def _train(self, start: Snapshot, after: Snapshot, inputs: Inputs, examples: Examples) -> Snapshot:
+    def _targets(self, examples: Examples, teacher: Logits) -> Targets:
+        """Return what the rows are learnt from by a model that goes on from the one with these logits."""
+        clicks = torch.from_numpy(examples.clicks).to(self._device)
+        if not self._plan.objective.needs_teacher:
+            return Targets(clicks)
+        evidence = torch.from_numpy(np.nan_to_num(examples.evidence, posinf=0.0)).to(self._device, torch.float32)
+        return Targets(clicks, torch.from_numpy(teacher).to(self._device), self._plan.objective.trust(evidence))
+
+    def _train(self, start: Snapshot, after: Snapshot, inputs: Inputs, targets: Targets) -> Snapshot:
         """Return the snapshot after its network learnt the slide and its vocabulary followed the counts."""
         if not len(inputs):
             return after
@@ -231,7 +257,8 @@ class Learner:
             after.tensors,
             start.build(self._device),
             inputs,
-            torch.from_numpy(examples.clicks).to(self._device),
+            targets,
+            objective=plan.objective,
             learning_rate=plan.learning_rate,
             embedding_learning_rate=plan.embedding_learning_rate,
             batch_rows=plan.batch_rows,
@@ -240,9 +267,10 @@ class Learner:
         )
         priors = estimate_strength(after.priors)
         vocabulary, source = revise(after.vocabulary, priors, admit_min=plan.admit_min, forget_min=plan.forget_min)
+        initial = deviations(priors, vocabulary.keys) if "initial" in plan.ways else None
         return dataclasses.replace(
             after,
-            tensors=move_rows(tensors, source, vocabulary.keys, plan.seed),
+            tensors=move_rows(tensors, source, vocabulary.keys, plan.seed, initial),
             vocabulary=vocabulary,
             base=dataclasses.replace(after.base, strength=priors.strength),
             learnt=(*after.learnt, after.slide),
@@ -252,7 +280,9 @@ class Learner:
 def initial_snapshot(plan: Plan) -> Snapshot:
     """Return the state before the first slide: it predicts the overall click rate."""
     n_half_lives = len(plan.half_lives_s)
-    network = build_network(plan.network, plan.fields, dim=plan.dim, hidden=plan.hidden, n_half_lives=n_half_lives)
+    network = build_network(
+        plan.network, plan.fields, dim=plan.dim, hidden=plan.hidden, ways=plan.ways, n_half_lives=n_half_lives
+    )
     tensors = initial_tensors(network, fields=plan.fields, n_half_lives=n_half_lives, seed=plan.seed)
     return Snapshot(
         family=plan.family,
@@ -263,6 +293,8 @@ def initial_snapshot(plan: Plan) -> Snapshot:
         network=plan.network,
         dim=plan.dim,
         hidden=plan.hidden,
+        prior=plan.prior,
+        ways=plan.ways,
         tensors=tensors | initial_embedding(plan.dim),
         vocabulary=Vocabulary.empty(),
         base=PriorTable.empty(plan.half_lives_s, len(plan.fields)),
@@ -293,7 +325,7 @@ def _first_s(slide: Slide) -> float:
 
 def _check_fits(plan: Plan, snapshot: Snapshot) -> None:
     """Check that a learner with this plan could have made the snapshot."""
-    for name in ("family", "fields", "levels", "network", "dim", "hidden"):
+    for name in ("family", "fields", "levels", "network", "dim", "hidden", "prior", "ways"):
         wanted, got = getattr(plan, name), getattr(snapshot, name)
         if wanted != got:
             raise ValueError(f"snapshot {snapshot.version} must have the {name} {wanted} to go on, got {got}; {_NEXT}")

@@ -6,13 +6,27 @@ Owns the passing of settings as keyword arguments. Must not read files, topics o
 from __future__ import annotations
 
 from infra.settings import Settings
+from models.losses import Objective
+from models.strategies.ours import LEARNERS
 from models.update import Plan
 
 
-def new_plan(settings: Settings) -> Plan:
-    """Return everything that decides what is learnt."""
+def new_plan(settings: Settings, *, strategy: str | None = None, is_gated: bool = True) -> Plan:
+    """Return everything that decides what is learnt.
+
+    Args:
+        settings: Of the deployment.
+        strategy: Which strategy; None: the one of the settings.
+        is_gated: Whether a gate chooses what serves.
+
+    Raises:
+        ValueError: If there is no such strategy.
+    """
+    name = strategy or settings.update.strategy
+    if name not in LEARNERS:
+        raise ValueError(f'[update] strategy must be one of {", ".join(LEARNERS)}, got "{name}"')
     model, update, gate, rules = settings.model, settings.update, settings.gate, settings.ledger
-    return Plan(
+    plan = Plan(
         fields=settings.fields,
         family=model.family,
         network=model.network,
@@ -23,7 +37,11 @@ def new_plan(settings: Settings) -> Plan:
         half_lives_s=settings.priors.half_lives_s,
         levels=settings.priors.levels,
         evidence_min=settings.priors.evidence_min,
-        strategy=update.strategy,
+        prior="live",
+        ways=("dense", "wide"),
+        objective=Objective(),
+        learns="always",
+        is_gated=is_gated,
         learning_rate=update.learning_rate,
         embedding_learning_rate=update.embedding_learning_rate,
         batch_rows=update.batch_rows,
@@ -38,3 +56,4 @@ def new_plan(settings: Settings) -> Plan:
         clicks_min=gate.clicks_min,
         calibration=gate.calibration,
     )
+    return LEARNERS[name](plan)

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from features.fields import Field
+from models.losses import Objective
 from models.update import Plan
 
 FIELDS = (
@@ -79,7 +80,11 @@ def plan(**changes: Any) -> Plan:
         "half_lives_s": (600.0, 100_000.0),
         "levels": (),
         "evidence_min": 0.01,
-        "strategy": "incremental",
+        "prior": "live",
+        "ways": ("dense", "wide"),
+        "objective": Objective(),
+        "learns": "always",
+        "is_gated": True,
         "learning_rate": 0.003,
         "embedding_learning_rate": 0.05,
         "batch_rows": 128,

@@ -3,6 +3,8 @@
 Files in reading order (C: core, values in and values out; E: edge, does the IO):
 
     logistic.py C the base under every network: logistic regression on the counts
-    mlp.py C embeddings and counts through hidden layers
+    network.py C what all share: embeddings and counts in, one logit on top of the base's out
+    mlp.py C hidden layers
+    dcn.py C crosses learnt explicitly, beside hidden layers
     build.py C from a name in the settings to a network
 """

@@ -5,7 +5,7 @@ Owns the list of architectures. Must not know how one is trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -13,13 +13,17 @@ from torch import Tensor
 from features.encode import slot_fields
 from features.fields import Field
 from features.posteriors import dense_width
-from models.networks.logistic import initial_base
+from models.networks.dcn import Dcn
+from models.networks.logistic import initial_base, initial_calibration
 from models.networks.mlp import Mlp
+from models.networks.network import Network, Way
 
-NETWORKS = {"mlp": Mlp}
+NETWORKS = {"dcn": Dcn, "mlp": Mlp}
 
 
-def build_network(name: str, fields: Sequence[Field], *, dim: int, hidden: Sequence[int], n_half_lives: int) -> Mlp:
+def build_network(
+    name: str, fields: Sequence[Field], *, dim: int, hidden: Sequence[int], ways: Collection[Way], n_half_lives: int
+) -> Network:
     """Return the network of that name with undefined weights.
 
     Raises:
@@ -27,12 +31,16 @@ def build_network(name: str, fields: Sequence[Field], *, dim: int, hidden: Seque
     """
     if name not in NETWORKS:
         raise ValueError(f'[model] network must be one of {", ".join(sorted(NETWORKS))}, got "{name}"')
-    return NETWORKS[name](slot_fields(fields).tolist(), dim, dense_width(fields, n_half_lives), hidden)
+    return NETWORKS[name](slot_fields(fields).tolist(), dim, dense_width(fields, n_half_lives), ways, hidden)
 
 
-def initial_tensors(network: Mlp, *, fields: Sequence[Field], n_half_lives: int, seed: int) -> dict[str, Tensor]:
-    """Return the first weights of a network (`network.`) and of its base (`base.`); together they predict the prior."""
+def initial_tensors(network: Network, *, fields: Sequence[Field], n_half_lives: int, seed: int) -> dict[str, Tensor]:
+    """Return the first weights of a network (`network.`), its base (`base.`) and its calibration (`calibration.`).
+
+    Together they predict the overall click rate.
+    """
     network.initialise(torch.Generator().manual_seed(seed))
     base = initial_base(dense_width(fields, n_half_lives))
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    return tensors | {f"base.{name}": tensor for name, tensor in base.items()}
+    tensors |= {f"base.{name}": tensor for name, tensor in base.items()}
+    return tensors | {f"calibration.{name}": tensor for name, tensor in initial_calibration().items()}

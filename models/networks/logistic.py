@@ -1,6 +1,8 @@
-"""The base of every network: a logistic regression on the dense inputs, learnt by Newton steps.
+"""Logistic regressions learnt by Newton steps: the base of every network, and the calibration behind it.
 
-Owns its weights' arithmetic: what it predicts and how one batch moves it. Must not know embeddings or networks.
+Owns their arithmetic: what they predict and how one batch moves them. The base reads the dense inputs; the calibration
+reads the network's logit alone and puts its slope and level right (Platt scaling, followed over time). Must not know
+embeddings or networks.
 
 Invariants: there is no learning rate to choose: each step solves for the optimum of a quadratic model of everything
 seen, so its size follows from the data; the curvature halves with `MEMORY_ROWS`, so it never stops learning; the ridge
@@ -17,6 +19,7 @@ from torch import Tensor
 from features.posteriors import ROOT_INPUT
 
 RIDGE = 1.0  # rows' worth of doubt about each weight at the start; chosen by hand
+CALIBRATION_RIDGE = 100.0  # likewise: a few hundred rows must not turn slope and level; chosen by hand
 MEMORY_ROWS = 350_000.0  # rows after which the curvature has halved; as good as no forgetting on two logs' warm-up
 
 
@@ -25,6 +28,19 @@ def initial_base(width: int) -> dict[str, Tensor]:
     weight = torch.zeros(width, dtype=torch.float64)
     weight[ROOT_INPUT] = 1.0
     return {"weight": weight, "curvature": torch.eye(width, dtype=torch.float64) * RIDGE}
+
+
+def initial_calibration() -> dict[str, Tensor]:
+    """Return slope and shift (2,) and curvature (2, 2) of a calibration that changes nothing."""
+    return {
+        "weight": torch.tensor([1.0, 0.0], dtype=torch.float64),
+        "curvature": torch.eye(2, dtype=torch.float64) * CALIBRATION_RIDGE,
+    }
+
+
+def calibration_inputs(logits: Tensor) -> Tensor:
+    """Return what a calibration reads of logits (B,): itself and 1, (B, 2)."""
+    return torch.stack([logits, torch.ones_like(logits)], dim=1)
 
 
 def base_logits(weight: Tensor, dense: Tensor) -> Tensor:

@@ -58,7 +58,12 @@ class Scorer:
         return cls(snapshot, Predictor(snapshot), snapshot.priors)
 
     def with_live_counts(self, live: PublishedCounts) -> Scorer:
-        """Return a scorer with the live counts over the snapshot's; ones older than the snapshot tell it nothing."""
+        """Return a scorer with the live counts over the snapshot's; ones older than the snapshot tell it nothing.
+
+        A model that learnt on counts as of its slide's start is served on the same.
+        """
+        if self._snapshot.prior == "frozen":
+            return self
         return Scorer(self._snapshot, self._predictor, live.over(self._snapshot.priors))
 
     def score(self, frame: pl.DataFrame, time_s: float) -> Scores:

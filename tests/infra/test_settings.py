@@ -186,7 +186,7 @@ def test_an_unknown_key_of_a_field_is_named() -> None:
             SMALL + 'kind = "word"',
             "[[fields]] number 2 kind must be one of category, categories, number, got 'word'",
         ),
-        (SMALL + '[update]\nstrategy = "x"', "[update] strategy must be one of incremental, static, got 'x'"),
+        (SMALL + '[update]\ndevice = "x"', "[update] device must be one of auto, cpu, cuda, got 'x'"),
     ],
 )
 def test_a_choice_that_is_none_comes_with_the_choices(small: str, message: str) -> None:

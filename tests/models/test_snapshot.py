@@ -11,7 +11,7 @@ from models.update import initial_snapshot
 from tests.frames import FIELDS, plan
 from tests.models.learnt import learnt
 
-REST = ("family", "slide", "parent", "fields", "levels", "network", "dim", "hidden", "learnt")
+REST = ("family", "slide", "parent", "fields", "levels", "network", "dim", "hidden", "prior", "ways", "learnt")
 
 
 def test_arrays_and_the_rest_give_the_snapshot_back() -> None:

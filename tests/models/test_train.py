@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from features.encode import encode
 from features.priors import lookup
 from models.batch import Inputs, make_inputs
+from models.losses import Objective, Targets
 from models.snapshot import Snapshot
 from models.train import Tensors, fresh_rows, move_rows, resolve_device, train, use_threads
 from tests.frames import FIELDS, world
@@ -32,7 +33,8 @@ def trained(
         tensors,
         network,
         inputs,
-        clicks,
+        Targets(clicks),
+        objective=Objective(),
         learning_rate=learning_rate,
         embedding_learning_rate=0.05,
         batch_rows=100,
@@ -96,7 +98,8 @@ def test_the_first_step_of_a_weight_has_the_size_of_the_learning_rate_whatever_i
         tensors,
         network,
         inputs,
-        clicks,
+        Targets(clicks),
+        objective=Objective(),
         learning_rate=0.01,
         embedding_learning_rate=0.0,
         batch_rows=50,

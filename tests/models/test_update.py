@@ -140,7 +140,7 @@ def test_a_harmful_lineage_is_rejected_and_starts_again_from_the_champion() -> N
 
 
 def test_a_static_model_learns_the_warm_up_alone_while_counts_go_on() -> None:
-    learner = Learner(plan(strategy="static", warmup_s=2 * SLIDE_S))
+    learner = Learner(plan(learns="warmup", warmup_s=2 * SLIDE_S))
     for index in range(1, 3):
         learner.learn(slide(index))
     warm = learner.latest

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from features.fields import Field
+from models.losses import Objective
 from models.snapshot import Snapshot
 from models.update import Learner, Plan
 from models.window import Slide
@@ -34,7 +35,11 @@ PLAN = Plan(
     half_lives_s=(600.0, 6000.0),
     levels=("ad",),
     evidence_min=0.01,
-    strategy="incremental",
+    prior="live",
+    ways=("dense", "wide"),
+    objective=Objective(),
+    learns="always",
+    is_gated=True,
     learning_rate=0.01,
     embedding_learning_rate=0.05,
     batch_rows=128,

@@ -1,0 +1,87 @@
+"""What every network shares: embeddings and counted priors in, one logit out, added to what counting alone says.
+
+Owns the parts around an architecture. Must not know keys, vocabularies, optimisers or where inputs come from.
+
+Invariants: untrained it predicts the overall click rate, whatever the values are; it adds to the mean of the
+base's logit (a logistic regression on the same dense inputs) and the overall rate's, so it starts as good as counting
+and learns the rest: interactions and identities. It reads no input that sets the level alone: small steps on large,
+constant inputs would shake the level of a log with few clicks.
+
+Shape legend: `B` batch, `S` slots, `F` fields, `D` width of an embedding, `P` dense inputs, `X` what is interacted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from features.posteriors import LEVEL_INPUTS, ROOT_INPUT
+
+Way = Literal["dense", "wide", "initial"]
+"""How the feature prior gets in: as inputs of the network, as terms added to its logit, as the start of embeddings."""
+
+BASE_SHARE = 0.5  # best of {0, .5, 1} on the warm-up slides of MovieLens-1M and KuaiRand together
+
+
+class Network(nn.Module):
+    """Mean embedding per field and the dense inputs, beside a direct linear path; `interact` is the architecture's."""
+
+    def __init__(self, slot_field: Sequence[int], dim: int, dense_width: int, ways: Collection[Way]) -> None:
+        """Lay out the shared parts; `initialise` fills them.
+
+        Args:
+            slot_field: Which field each slot belongs to, (S,), ascending from 0.
+            dim: Width of an embedding.
+            dense_width: How many dense inputs a row has.
+            ways: How the feature prior gets in.
+        """
+        super().__init__()
+        n_fields = max(slot_field) + 1
+        pooling = nn.functional.one_hot(torch.tensor(slot_field, dtype=torch.int64), n_fields).to(torch.float32)
+        self.register_buffer("pooling", pooling, persistent=False)  # (S, F)
+        self.is_dense, self.is_wide = "dense" in ways, "wide" in ways
+        n_dense = dense_width - LEVEL_INPUTS
+        self.width = n_fields * dim + (n_dense if self.is_dense else 0)  # X
+        if self.is_wide:
+            self.direct = nn.Linear(n_dense, 1, bias=False)
+
+    def interact(self, x: Tensor) -> Tensor:
+        """Return what the architecture adds to the logit, (B,); 0 before it has learnt anything.
+
+        Args:
+            x: (B, X).
+        """
+        raise NotImplementedError
+
+    def forward(self, embedded: Tensor, share: Tensor, dense: Tensor, base: Tensor) -> Tensor:
+        """Return logits, (B,).
+
+        Args:
+            embedded: (B, S, D).
+            share: Each slot's share in its field's mean, 0 where absent, (B, S).
+            dense: (B, P).
+            base: Logits of the base, (B,).
+        """
+        pooled = torch.einsum("bsd,sf->bfd", embedded * share[:, :, None], self.pooling).flatten(1)  # (B, F * D)
+        level, dense = dense[:, ROOT_INPUT], dense[:, LEVEL_INPUTS:]
+        logits = self.interact(torch.cat([pooled, dense], dim=1) if self.is_dense else pooled)
+        if self.is_wide:
+            level = BASE_SHARE * base + (1.0 - BASE_SHARE) * level + self.direct(dense)[:, 0]
+        return level + logits
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Fill the hidden layers at random and the rest so that the prediction is the overall rate."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                layer, _, _ = name.partition(".")
+                if layer in ("head", "direct"):
+                    parameter.zero_()
+                    continue
+                owner = self.get_submodule(name.rpartition(".")[0])
+                assert isinstance(owner, nn.Linear)
+                bound = 1.0 / math.sqrt(owner.in_features)  # as torch's own default
+                parameter.uniform_(-bound, bound, generator=generator)
