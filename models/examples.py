@@ -33,6 +33,7 @@ class Examples:
 
     Attributes:
         settled: All rows that settled since the counts' moment: those too old to be examples and corrections included.
+        frame: Their rows of the slide.
         keys: (N, S).
         counts: What had settled when each example was shown.
         clicks: 0 or 1, (N,).
@@ -44,6 +45,7 @@ class Examples:
     """
 
     settled: SettledRows
+    frame: pl.DataFrame
     keys: Keys
     counts: Counts
     clicks: Floats
@@ -82,6 +84,7 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
     evidence = counts.n[:, :, int(np.argmax(before.base.half_lives_s))]  # (N, S)
     return Examples(
         settled=settled,
+        frame=frame,
         keys=keys,
         counts=counts,
         clicks=frame["click"].to_numpy().astype(np.float64),

@@ -138,14 +138,24 @@ class UpdateReport:
     corrected: int
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """A slide that was scored and is not learnt yet; inputs and logits by name of the model."""
+
+    slide: Slide
+    examples: Examples
+    inputs: dict[str, Inputs]
+    logits: dict[str, Logits]
+
+
 class Learner:
     """The whole learning state: two snapshots, and the step that makes new ones.
 
     Attributes:
         latest: The newest state of the lineage that learns.
         champion: What serves.
-        examples: The rows of the last slide that are not stale; None before the first.
-        scores: Their predictions, in their order, by "latest" and, with a gate, by "champion".
+        scores: Predictions of the last slide's rows that are not stale, in their order, by "latest" and, with a gate,
+            by "champion".
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -153,8 +163,8 @@ class Learner:
         self._plan = plan
         self._device = resolve_device(plan.device)
         self.latest = self.champion = initial_snapshot(plan)
-        self.examples: Examples | None = None
         self.scores: dict[str, Probabilities] = {}
+        self._scored: _Scored | None = None
 
     @classmethod
     def resume(cls, plan: Plan, latest: Snapshot, champion: Snapshot) -> Learner:
@@ -169,20 +179,28 @@ class Learner:
         learner.latest, learner.champion = latest, champion
         return learner
 
-    def learn(self, slide: Slide) -> UpdateReport:
-        """Learn one slide and return what happened; `latest` and `champion` are the new state."""
-        before = self.latest
-        examples = read_examples(slide, before, self._plan.buckets)
+    def score(self, slide: Slide) -> Examples:
+        """Score the next slide, which `learn` then learns; return its rows that are not stale, see `scores`."""
+        examples = read_examples(slide, self.latest, self._plan.buckets)
         inputs = {name: self._inputs(examples, snapshot) for name, snapshot in self._pointers()}
         predictors = {name: Predictor(snapshot, self._device) for name, snapshot in self._pointers()}
         logits = {name: predictor.logits(inputs[name]) for name, predictor in predictors.items()}
         self.scores = {name: predictor.calibrate(logits[name]) for name, predictor in predictors.items()}
+        self._scored = _Scored(slide, examples, inputs, logits)
+        return examples
+
+    def learn(self, slide: Slide) -> UpdateReport:
+        """Learn one slide and return what happened; `latest` and `champion` are the new state."""
+        if self._scored is None or self._scored.slide is not slide:
+            self.score(slide)
+        scored, self._scored = self._scored, None
+        assert scored is not None
+        before, examples = self.latest, scored.examples
         evaluations = {name: evaluate(p, examples.clicks, examples.groups) for name, p in self.scores.items()}
-        self.examples = examples
         origin_s = before.origin_s if before.slide is not None else _first_s(slide)
         is_warmup = slide.end_s <= origin_s + self._plan.warmup_s
         verdict = self._decide(examples, evaluations["latest"], is_warmup=is_warmup)
-        after = _count(before, slide, examples.settled, self._plan)
+        after = count_slide(before, slide, examples.settled, self._plan)
         after = dataclasses.replace(after, origin_s=origin_s, evidence=verdict.evidence)
         name = "champion" if verdict.decision == "reject" else "latest"
         start = dict(self._pointers())[name]
@@ -194,7 +212,7 @@ class Learner:
             learnt=before.learnt if verdict.decision == "hold" else (),
         )
         if is_warmup or self._plan.learns == "always":
-            after = self._train(start, after, inputs[name], self._targets(examples, logits[name]))
+            after = self._train(start, after, scored.inputs[name], self._targets(examples, scored.logits[name]))
         if verdict.decision in ("warmup", "promote"):
             self.champion = before
         self.latest = after
@@ -305,7 +323,7 @@ def initial_snapshot(plan: Plan) -> Snapshot:
     )
 
 
-def _count(before: Snapshot, slide: Slide, settled: SettledRows, plan: Plan) -> Snapshot:
+def count_slide(before: Snapshot, slide: Slide, settled: SettledRows, plan: Plan) -> Snapshot:
     """Return the snapshot with the slide's rows counted; nothing is learnt yet."""
     moment_s = max(before.base.as_of_s, slide.end_s - plan.lookback_s)
     base = advance(

@@ -11,18 +11,13 @@ from models.strategies.ours import LEARNERS
 from models.update import Plan
 
 
-def new_plan(settings: Settings, *, strategy: str | None = None, is_gated: bool = True) -> Plan:
+def new_plan(settings: Settings) -> Plan:
     """Return everything that decides what is learnt.
 
-    Args:
-        settings: Of the deployment.
-        strategy: Which strategy; None: the one of the settings.
-        is_gated: Whether a gate chooses what serves.
-
     Raises:
-        ValueError: If there is no such strategy.
+        ValueError: If there is no strategy of the name in `[update]`.
     """
-    name = strategy or settings.update.strategy
+    name = settings.update.strategy
     if name not in LEARNERS:
         raise ValueError(f'[update] strategy must be one of {", ".join(LEARNERS)}, got "{name}"')
     model, update, gate, rules = settings.model, settings.update, settings.gate, settings.ledger
@@ -41,7 +36,7 @@ def new_plan(settings: Settings, *, strategy: str | None = None, is_gated: bool 
         ways=("dense", "wide"),
         objective=Objective(),
         learns="always",
-        is_gated=is_gated,
+        is_gated=True,
         learning_rate=update.learning_rate,
         embedding_learning_rate=update.embedding_learning_rate,
         batch_rows=update.batch_rows,
