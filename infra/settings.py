@@ -159,11 +159,20 @@ class UpdateSettings(_Section, frozen=True):
         strategy: Which of models/strategies/ours.py; `freshrank backtest --strategies` compares them.
         learning_rate: Of the network (Adam).
         embedding_learning_rate: Of embedding rows (Adagrad, one step size per row).
+        beta: Weight of the earlier model's prediction beside the click's 1, where a strategy gives it one weight.
+            The default is IncCTR's lambda = 0.15 (arXiv:2009.02147 uses 0.1 to 0.2).
+        n0: Impressions behind a row at which it weighs one half, where a strategy goes by the evidence.
+        confidence_share: Size of confidence ranking's gradient relative to the log loss's.
+        confidence_margin: Logits by which the new model may be ahead of the earlier one and still be pushed.
     """
 
     strategy: str = "default"
     learning_rate: float = 0.001
     embedding_learning_rate: float = 0.02
+    beta: float = 0.15 / (1.0 - 0.15)
+    n0: float = 1000.0
+    confidence_share: float = 0.03
+    confidence_margin: float = 1.0
     batch_rows: int = 512
     threads: int = 1
     seed: int = 0
@@ -655,6 +664,8 @@ def _check_positive(settings: Settings) -> None:
         ("[update] threads", settings.update.threads),
         ("[update] learning_rate", settings.update.learning_rate),
         ("[update] embedding_learning_rate", settings.update.embedding_learning_rate),
+        ("[update] n0", settings.update.n0),
+        ("[update] confidence_margin", settings.update.confidence_margin),
         ("[gate] alpha", settings.gate.alpha),
         ("[gate] buckets", settings.gate.buckets),
         ("[gate] evidence_clip", settings.gate.evidence_clip),
@@ -681,6 +692,8 @@ def _check_positive(settings: Settings) -> None:
         ("[model] admit_min", settings.model.admit_min),
         ("[model] forget_min", settings.model.forget_min),
         ("[update] seed", settings.update.seed),
+        ("[update] beta", settings.update.beta),
+        ("[update] confidence_share", settings.update.confidence_share),
         ("[gate] margin", settings.gate.margin),
         ("[gate] clicks_min", settings.gate.clicks_min),
         ("[serve] port", settings.serve.port),

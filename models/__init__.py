@@ -13,6 +13,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     examples.py C the rows of a slide with what had settled when each was shown
     update.py C one slide from start to end: score, gate, train
     strategies/ C what a backtest compares: ours, and outside controls
+    comparison.py C how strategies compare on the same rows
     registry.py E snapshots on disk
     swap.py E the reference to what serves now
     serving/ E requests to ranked answers

@@ -75,7 +75,7 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
     fresh = shown_s >= before.base.as_of_s
     if not fresh.all():
         frame, keys, shown_s = frame.filter(pl.Series(fresh)), keys[fresh], shown_s[fresh]
-    users = _user_ids(frame, keys, before.fields)
+    users = user_ids(frame, keys, before.fields)
     requests = frame["request_id"].n_unique()
     if before.prior == "frozen":
         counts = lookup(before.priors, keys, np.maximum(shown_s, before.end_s))
@@ -96,7 +96,7 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
     )
 
 
-def _user_ids(frame: pl.DataFrame, keys: Keys, fields: Sequence[Field]) -> Keys:
+def user_ids(frame: pl.DataFrame, keys: Keys, fields: Sequence[Field]) -> Keys:
     """Return a number per row that names its user, or its request when the fields name no user."""
     user = id_field(fields, "user")
     if user is None:

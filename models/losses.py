@@ -28,8 +28,8 @@ class Objective:
     Attributes:
         model_prior: How much the earlier model's prediction weighs: not at all, the same for each row (`constant`), or
             as much as the evidence behind the row (`evidence`).
-        model_prior_weight: `constant`: beta, the weight of q beside the click's 1. `evidence`: the impressions n0 at
-            which q weighs one half, beta(x) = n(x) / (n(x) + n0).
+        beta: `constant`: the weight of q beside the click's 1.
+        n0: `evidence`: the impressions at which q weighs one half, beta(x) = n(x) / (n(x) + n0).
         confidence: Which surrogate of "better than the earlier model" is added: none, accuracy or AUC.
         confidence_share: Its gradient's size relative to the log loss's, on the logits of each batch.
         confidence_margin: A row (accuracy) or pair (AUC) is no longer pushed once f is ahead of g by this much; inf
@@ -37,9 +37,10 @@ class Objective:
     """
 
     model_prior: Literal["none", "constant", "evidence"] = "none"
-    model_prior_weight: float = 0.0
+    beta: float = 0.15 / (1.0 - 0.15)
+    n0: float = 1000.0
     confidence: Literal["none", "accuracy", "auc"] = "none"
-    confidence_share: float = 0.0
+    confidence_share: float = 0.03
     confidence_margin: float = 1.0
 
     @property
@@ -53,8 +54,8 @@ class Objective:
         Source: our reconstruction of arXiv:2312.15903 (the Bayes step; beta from the evidence is ours).
         """
         if self.model_prior == "evidence":
-            return evidence / (evidence + self.model_prior_weight)
-        return torch.full_like(evidence, self.model_prior_weight if self.model_prior == "constant" else 0.0)
+            return evidence / (evidence + self.n0)
+        return torch.full_like(evidence, self.beta if self.model_prior == "constant" else 0.0)
 
 
 @dataclass(frozen=True)

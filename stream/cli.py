@@ -231,11 +231,26 @@ def backtest(
     data: DataDir = None,
     limit: Limit = None,
     json: Json = None,
-    keep: Annotated[Path | None, typer.Option("--out", help="Keep every snapshot in this directory.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option("--out", help="Keep every snapshot here; with --strategies slides, runs and report.")
+    ] = None,
+    strategies: Annotated[
+        str, typer.Option(help="Compare these, with commas between; `freshrank strategies` lists them.")
+    ] = "",
+    seeds: Annotated[str, typer.Option(help="With --strategies: run each with these seeds.")] = "0",
+    jobs: Annotated[int, typer.Option(help="With --strategies: so many runs at the same time.", min=1)] = 1,
+    tune: Annotated[bool, typer.Option("--tune", help="With --strategies: choose settings on the warm-up.")] = False,
 ) -> None:
     """Learn from a log slide by slide, without Kafka: the same code, the same snapshots."""
     with _clear_errors():
         settings = read_settings(config)
+        if strategies:
+            names = tuple(dict.fromkeys(name.strip() for name in strategies.split(",") if name.strip()))
+            report = _compare(settings, config, data, limit, keep, names, _whole_numbers("--seeds", seeds), jobs, tune)
+            _report(json, report, f"{len(names)} strategies over {report['windows']} windows")
+            return
+        if jobs != 1 or tune or seeds != "0":
+            raise SettingsError("--seeds, --jobs and --tune must go with --strategies, got none; name some")
         from stream.backtest import Step, run_backtest
         from stream.blocks import Counts
         from stream.logs.reader import RowCounts
@@ -259,6 +274,63 @@ def backtest(
             _say(line, style="yellow")
         result["rows"] = msgspec.to_builtins(rows)
         _report(json, result, f"{len(result['windows'])} slides; champion {result['champion']}")
+
+
+def _compare(  # the command's own arguments
+    settings: Settings,
+    config: Path,
+    data: Path | None,
+    limit: int | None,
+    keep: Path | None,
+    strategies: tuple[str, ...],
+    seeds: tuple[int, ...],
+    jobs: int,
+    tune: bool,
+) -> dict[str, Any]:
+    from stream.compare.compare import Comparison, run_comparison
+    from stream.compare.report import to_markdown
+    from stream.compare.store import fingerprint
+    from stream.logs.reader import RowCounts, check_log
+    from stream.logs.source import read_arrivals
+
+    if settings.log is None:
+        raise SettingsError(f"{config} must hold a section [log] to compare strategies on, got none; add it")
+    rows, bases = RowCounts(), _bases(config, data)
+    files = [source.path for source in check_log(settings.log, settings.fields, bases)]
+    comparison = Comparison(
+        settings=settings,
+        strategies=strategies,
+        seeds=seeds,
+        directory=keep or state_dir() / "backtest" / settings.name,
+        fingerprint=fingerprint(settings, files, limit),
+        jobs=jobs,
+        tunes=tune,
+    )
+    with _status("backtest") as status:
+        report = run_comparison(
+            comparison, lambda: read_arrivals(settings, bases, rows, limit=limit), say=_say, status=status
+        )
+    for line in rows.warnings():
+        _say(line, style="yellow")
+    _say(to_markdown(report))
+    _say(f"slides, runs, report.md and plots are in {comparison.directory}")
+    return report
+
+
+@app.command("strategies")
+def list_strategies() -> None:
+    """List the strategies that a backtest can compare."""
+    from models.strategies.build import describe_strategies
+
+    for name, text in describe_strategies().items():
+        out.print(f"{name:16} {text}", highlight=False)
+
+
+def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise SettingsError(f'{option} must be whole numbers with commas between, got "{text}"') from None
 
 
 @data_app.command("fetch")

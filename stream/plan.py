@@ -34,7 +34,12 @@ def new_plan(settings: Settings) -> Plan:
         evidence_min=settings.priors.evidence_min,
         prior="live",
         ways=("dense", "wide"),
-        objective=Objective(),
+        objective=Objective(
+            beta=update.beta,
+            n0=update.n0,
+            confidence_share=update.confidence_share,
+            confidence_margin=update.confidence_margin,
+        ),
         learns="always",
         is_gated=True,
         learning_rate=update.learning_rate,

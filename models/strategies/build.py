@@ -31,13 +31,27 @@ def build_strategy(name: str, plan: Plan) -> Strategy:
     Raises:
         ValueError: If there is no such strategy, or what it needs is not installed.
     """
+    check_strategy(name)
     own = name.removesuffix(GATE_SUFFIX)
     if own in LEARNERS:
         return OwnStrategy(dataclasses.replace(LEARNERS[own](plan), is_gated=name != own))
+    return ControlStrategy(plan, _make_control(CONTROLS.get(name, name))(plan))
+
+
+def check_strategy(name: str) -> None:
+    """Check that there is a strategy of that name.
+
+    Raises:
+        ValueError: If not, or if what it needs is not installed.
+    """
+    own = name.removesuffix(GATE_SUFFIX)
+    if own in LEARNERS:
+        return
     if own != name and own in CONTROLS:
         raise ValueError(f'strategy must be one of ours to have a gate, got "{name}"; leave {GATE_SUFFIX} out')
     if name in CONTROLS or ":" in name:
-        return ControlStrategy(plan, _make_control(CONTROLS.get(name, name))(plan))
+        _make_control(CONTROLS.get(name, name))
+        return
     known = ", ".join([*LEARNERS, *CONTROLS])
     raise ValueError(f'strategy must be one of {known}, or package.module:function of your own, got "{name}"')
 
@@ -52,3 +66,12 @@ def _make_control(path: str) -> MakeControl:
             f"strategy {path} must be importable, got: {error}; pip install 'freshrank[controls]'"
         ) from None
     return make
+
+
+def describe_strategies() -> dict[str, str]:
+    """Return each name with what it stands for, in one line."""
+    own = {name: make.__doc__ or "" for name, make in LEARNERS.items()}
+    controls = {
+        name: f"outside control, {path.partition(':')[0].rpartition('.')[2]}" for name, path in CONTROLS.items()
+    }
+    return {name: text.partition("\n")[0] for name, text in (own | controls).items()}

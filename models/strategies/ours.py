@@ -12,12 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from models.losses import Objective
 from models.update import Plan
-
-KD_BETA = 0.15 / (1.0 - 0.15)  # IncCTR's lambda, of which arXiv:2009.02147 uses 0.1 to 0.2
-TRUST_IMPRESSIONS = 1000.0  # evidence at which the earlier model weighs as much as the click; chosen by hand
-CONFIDENCE_SHARE = 0.03  # of the log loss's gradient: within the 1 to 5 % at which calibration stayed in probes
 
 
 def static(plan: Plan) -> Plan:
@@ -27,12 +22,13 @@ def static(plan: Plan) -> Plan:
 
 def finetune(plan: Plan) -> Plan:
     """Go on from the last model with each slide: incremental update."""
-    return dataclasses.replace(plan, prior="none", ways=("dense", "wide"), objective=Objective(), learns="always")
+    plain = dataclasses.replace(plan.objective, model_prior="none", confidence="none")
+    return dataclasses.replace(plan, prior="none", ways=("dense", "wide"), objective=plain, learns="always")
 
 
 def kd(plan: Plan) -> Plan:
     """Go on and stay near the last model, by distillation with one weight. Source: IncCTR, arXiv:2009.02147."""
-    return _with(finetune(plan), model_prior="constant", model_prior_weight=KD_BETA)
+    return _with(finetune(plan), model_prior="constant")
 
 
 def ddp_fp(plan: Plan) -> Plan:
@@ -62,32 +58,32 @@ def ddp_fp_initial(plan: Plan) -> Plan:
 
 def ddp_mp(plan: Plan) -> Plan:
     """The model prior alone: the last model weighs as much as the evidence behind the row."""
-    return _with(finetune(plan), model_prior="evidence", model_prior_weight=TRUST_IMPRESSIONS)
+    return _with(finetune(plan), model_prior="evidence")
 
 
 def ddp(plan: Plan) -> Plan:
     """Feature prior and model prior. Source: our reconstruction of arXiv:2312.15903."""
-    return _with(ddp_fp(plan), model_prior="evidence", model_prior_weight=TRUST_IMPRESSIONS)
+    return _with(ddp_fp(plan), model_prior="evidence")
 
 
 def ddp_constant(plan: Plan) -> Plan:
     """Feature prior and IncCTR's constant weight: the control of `ddp`."""
-    return _with(ddp_fp(plan), model_prior="constant", model_prior_weight=KD_BETA)
+    return _with(ddp_fp(plan), model_prior="constant")
 
 
 def cr(plan: Plan) -> Plan:
     """Confidence ranking with the surrogate of accuracy. Source: our reconstruction of arXiv:2307.01206."""
-    return _with(finetune(plan), confidence="accuracy", confidence_share=CONFIDENCE_SHARE)
+    return _with(finetune(plan), confidence="accuracy")
 
 
 def cr_auc(plan: Plan) -> Plan:
     """Confidence ranking with the surrogate of AUC. Source: our reconstruction of arXiv:2307.01206."""
-    return _with(finetune(plan), confidence="auc", confidence_share=CONFIDENCE_SHARE)
+    return _with(finetune(plan), confidence="auc")
 
 
 def ddp_cr(plan: Plan) -> Plan:
     """Both priors and confidence ranking."""
-    return _with(ddp(plan), confidence="accuracy", confidence_share=CONFIDENCE_SHARE)
+    return _with(ddp(plan), confidence="accuracy")
 
 
 def default(plan: Plan) -> Plan:

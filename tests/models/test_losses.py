@@ -41,9 +41,9 @@ def test_the_model_prior_is_the_clicks_loss_plus_beta_times_the_loss_to_the_earl
 
 def test_trust_without_evidence_is_none_and_grows_to_one() -> None:
     evidence = torch.tensor([0.0, 100.0, 1e9])
-    by_evidence = Objective(model_prior="evidence", model_prior_weight=100.0)
+    by_evidence = Objective(model_prior="evidence", n0=100.0)
     assert by_evidence.trust(evidence).tolist() == pytest.approx([0.0, 0.5, 1.0])
-    constant = replace(by_evidence, model_prior="constant", model_prior_weight=0.2)
+    constant = replace(by_evidence, model_prior="constant", beta=0.2)
     assert constant.trust(evidence).tolist() == pytest.approx([0.2] * 3)
     assert Objective().trust(evidence).tolist() == [0.0] * 3
 
