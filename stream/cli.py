@@ -75,6 +75,9 @@ def check(config: Config, data: DataDir = None, json: Json = None) -> None:
             from stream.bridge_worker import new_sources
 
             new_sources(settings)
+        from stream.plan import check_plan
+
+        check_plan(settings)
         plan = to_plan(settings) | {"files": files, "retention_s": _check_retention(settings)}
         if json is not None:
             _write_json(json, plan)

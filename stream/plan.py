@@ -5,21 +5,34 @@ Owns the passing of settings as keyword arguments. Must not read files, topics o
 
 from __future__ import annotations
 
-from infra.settings import Settings
+from infra.settings import Settings, SettingsError
 from models.losses import Objective
+from models.networks.build import NETWORKS
 from models.strategies.ours import LEARNERS
 from models.update import Plan
+
+
+def check_plan(settings: Settings) -> None:
+    """Check what can only be known here: names of strategies and networks.
+
+    Raises:
+        SettingsError: If one is unknown.
+    """
+    for key, name, known in (
+        ("[update] strategy", settings.update.strategy, LEARNERS),
+        ("[model] network", settings.model.network, NETWORKS),
+    ):
+        if name not in known:
+            raise SettingsError(f'{key} must be one of {", ".join(known)}, got "{name}"')
 
 
 def new_plan(settings: Settings) -> Plan:
     """Return everything that decides what is learnt.
 
     Raises:
-        ValueError: If there is no strategy of the name in `[update]`.
+        SettingsError: As in `check_plan`.
     """
-    name = settings.update.strategy
-    if name not in LEARNERS:
-        raise ValueError(f'[update] strategy must be one of {", ".join(LEARNERS)}, got "{name}"')
+    check_plan(settings)
     model, update, gate, rules = settings.model, settings.update, settings.gate, settings.ledger
     plan = Plan(
         fields=settings.fields,
@@ -56,4 +69,4 @@ def new_plan(settings: Settings) -> Plan:
         clicks_min=gate.clicks_min,
         calibration=gate.calibration,
     )
-    return LEARNERS[name](plan)
+    return LEARNERS[update.strategy](plan)

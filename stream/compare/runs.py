@@ -116,7 +116,7 @@ def _perform(job: Job) -> None:
     use_threads(job.settings.update.threads)
     store = SlideStore(job.directory)
     plan = dataclasses.replace(new_plan(job.settings), seed=job.seed)
-    choices = _tune(job, plan, store) if job.tunes and job.name in LEARNERS else {}
+    choices = tune(job, plan, store) if job.tunes and job.name in LEARNERS else {}
     run = _run(job, with_choices(plan, choices), store, choices)
     rest = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "probabilities"}
     data = io.BytesIO()
@@ -157,7 +157,7 @@ def _steps(
         yield {"is_warmup": cut.is_warmup, "probabilities": probabilities, "clicks": examples.clicks}
 
 
-def _tune(job: Job, plan: Plan, store: SlideStore) -> Choices:
+def tune(job: Job, plan: Plan, store: SlideStore) -> Choices:
     """Return what the warm-up chooses: one setting after the other, each pushed on in its direction while that gains.
 
     The slides after the warm-up are not even opened.

@@ -1,0 +1,166 @@
+"""The comparison of strategies, through the command line: what it reports, keeps and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from infra.settings import read_settings
+from models.strategies.tuning import with_choices
+from stream.backtest import Backtest
+from stream.cli import app
+from stream.compare.runs import Job, tune
+from stream.compare.store import SlideStore
+from stream.logs.reader import RowCounts
+from stream.logs.source import read_arrivals
+from stream.plan import new_plan
+
+CONFIG = """
+name = "tiny"
+[log]
+files = ["log.csv"]
+time = "time"
+label = "click"
+[[fields]]
+name = "user"
+side = "user"
+[[fields]]
+name = "ad"
+side = "item"
+[window]
+slide_s = 1000.0
+warmup_s = 4000.0
+[ledger]
+wait_s = 10.0
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FRESHRANK_HOME", str(tmp_path / "home"))
+    rng = np.random.default_rng(0)
+    ad = rng.integers(0, 8, 2000)
+    click = rng.random(2000) < 0.1 + 0.1 * ad
+    rows = zip(range(0, 10_000, 5), click, rng.integers(0, 20, 2000), ad, strict=True)
+    lines = [f"{time},{int(one)},u{user},a{which}" for time, one, user, which in rows]
+    (tmp_path / "log.csv").write_text("\n".join(["time,click,user,ad", *lines, ""]))
+    path = tmp_path / "tiny.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def compare(config: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    out = config.parent / "out"
+    result = call("backtest", config, "--json", config.parent / "report.json", "--out", out, *arguments)
+    assert result.exit_code == 0, result.stderr
+    return json.loads((config.parent / "report.json").read_text()), result.stderr
+
+
+def test_one_strategy_is_measured_on_the_rows_after_the_warm_up(config: Path) -> None:
+    report, _ = compare(config, "--strategies", "prior-only")
+    found = report["strategies"]["prior-only"]
+    assert report["windows"] == len(found["per_window"]) == 7
+    assert sum(window["rows"] for window in found["per_window"]) == report["rows"]
+    assert found["auc"] > 0.6  # ads differ
+    assert 0.8 < found["calibration"] < 1.2
+    assert sum(one["rows"] for one in found["slices"].values()) == report["rows"]
+    assert {"auc", "gauc", "logloss", "ne", "train_s", "predict_s", "peak_mb"} <= set(found)
+    assert (config.parent / "out" / "report.md").read_text().count("| prior-only |") == 1
+    assert (config.parent / "out" / "auc.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_second_call_goes_on_from_what_is_there(config: Path) -> None:
+    first, _ = compare(config, "--strategies", "default,finetune", "--seeds", "0,1", "--jobs", "2")
+    assert set(first["paired"]) == {"default vs finetune", "finetune vs default"}
+    again, said = compare(config, "--strategies", "default,finetune,default+gate", "--seeds", "0,1")
+    assert "4 of 6 runs were done before" in said
+    for name, found in first["strategies"].items():
+        assert again["strategies"][name] == found
+    config.write_text(CONFIG + "[update]\nlearning_rate = 0.01\n")
+    other, said = compare(config, "--strategies", "finetune")
+    assert "done before" not in said
+    assert other["strategies"]["finetune"]["logloss"] != first["strategies"]["finetune"]["logloss"]
+
+
+@pytest.mark.slow
+def test_a_strategy_of_ones_own_is_run_by_its_path_and_its_failure_is_said(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\n"
+        "class Half:\n"
+        "    def __init__(self, plan): self.value = 0.5\n"
+        "    def predict(self, rows): return np.full(len(rows), self.value)\n"
+        "    def learn(self, rows, clicks): pass\n"
+        "class Broken(Half):\n"
+        "    def __init__(self, plan): self.value = np.nan\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    report, _ = compare(config, "--strategies", "own:Half")
+    assert report["strategies"]["own:Half"]["logloss"] == pytest.approx(np.log(2.0))
+    result = call("backtest", config, "--strategies", "own:Broken")
+    assert result.exit_code == 2
+    assert "strategy own:Broken failed" in result.stderr
+    assert "must predict a finite probability" in result.stderr
+
+
+def test_tuning_chooses_by_the_warm_up_without_opening_a_later_slide(config: Path, tmp_path: Path) -> None:
+    settings, store = read_settings(config), SlideStore(tmp_path / "out")
+    arrivals = read_arrivals(settings, [tmp_path], RowCounts())
+    store.write(Backtest(settings, arrivals).slides(), settings, "", lambda _: None)
+    (tmp_path / "out" / "runs").mkdir()
+    for cut in store.log.slides:
+        if not cut.is_warmup:
+            (tmp_path / "out" / "slides" / f"{cut.index:06d}.arrow").unlink()
+    job = Job("default", 0, True, tmp_path / "out", settings, "")
+    plan = with_choices(new_plan(settings), {"learning_rate": 1e-7})  # far too small: it has to rise
+    choices = tune(job, plan, store)
+    assert choices["learning_rate"] > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategies", "dpp"], "strategy must be one of default, static"),
+        (["--strategies", "prior-only+gate"], "must be one of ours to have a gate"),
+        (["--strategies", "none.such:Model"], "strategy none.such:Model must be importable"),
+        (["--strategies", "default", "--seeds", "a"], '--seeds must be whole numbers with commas between, got "a"'),
+        (["--tune"], "--seeds, --jobs and --tune must go with --strategies"),
+    ],
+)
+def test_what_is_wrong_is_one_line(config: Path, arguments: list[str], message: str) -> None:
+    result = call("backtest", config, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_log_that_ends_in_the_warm_up_cannot_be_compared_on(config: Path) -> None:
+    config.write_text(CONFIG.replace("warmup_s = 4000.0", "warmup_s = 40000.0"))
+    result = call("backtest", config, "--strategies", "prior-only")
+    assert result.exit_code == 2
+    assert "make [window] warmup_s shorter" in result.stderr
+
+
+def test_strategies_are_listed() -> None:
+    result = call("strategies")
+    assert {"default", "ddp+cr", "prior-only"} <= {line.split()[0] for line in result.stdout.splitlines()}
+
+
+def test_check_refuses_an_unknown_strategy_and_network(config: Path) -> None:
+    for section, key in (("update", "strategy"), ("model", "network")):
+        config.write_text(CONFIG + f'[{section}]\n{key} = "x"\n')
+        result = call("check", config)
+        assert result.exit_code == 2
+        assert f"[{section}] {key} must be one of" in result.stderr
