@@ -45,6 +45,11 @@ class Inputs:
         """Return N."""
         return len(self.rows)
 
+    def followed_by(self, more: Inputs) -> Inputs:
+        """Return these rows and then more."""
+        parts = zip((self.rows, self.share, self.dense), (more.rows, more.share, more.dense), strict=True)
+        return Inputs(*(torch.cat(part) for part in parts))
+
     def take(self, which: Tensor | slice) -> Inputs:
         """Return some of the rows."""
         return Inputs(self.rows[which], self.share[which], self.dense[which])

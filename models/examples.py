@@ -5,7 +5,7 @@ networks.
 
 Invariants: an example sees the counts as of its request, so neither its own label nor that of a row beside it; a row
 whose moment is too old for exact counts is no example (it still counts once it has settled); a row that corrects an
-impression is no example either, it adds its click to the counts and nothing more.
+impression is no example either: it is learnt as what it is, and never scored.
 
 Shape legend: `N` examples, `S` slots.
 """
@@ -28,6 +28,19 @@ from models.window import Slide
 
 
 @dataclass(frozen=True)
+class LateRows:
+    """Impressions that were learnt as not clicked and were clicked after all.
+
+    Attributes:
+        keys: (L, S).
+        counts: What had settled when each was shown: the same as when it was learnt.
+    """
+
+    keys: Keys
+    counts: Counts
+
+
+@dataclass(frozen=True)
 class Examples:
     """What is learnt of a slide.
 
@@ -42,6 +55,7 @@ class Examples:
         item_evidence: Impressions behind its item, likewise, (N,).
         groups: Whose rows are compared with each other: requests when they have two rows on average, else users, (N,).
         buckets: The gate's bucket of each example's user, (N,).
+        late: What corrects earlier slides' examples.
     """
 
     settled: SettledRows
@@ -54,6 +68,7 @@ class Examples:
     item_evidence: Floats
     groups: Ints
     buckets: Ints
+    late: LateRows
 
 
 def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
@@ -69,18 +84,17 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
     _check_delay(slide)
     keys = encode(frame, before.fields)
     settled = before.recent.followed_by(SettledRows.from_frame(frame, keys))
-    if (is_correction := (frame["kind"] == CORRECTION).to_numpy()).any():
-        frame, keys = frame.filter(~is_correction), keys[~is_correction]
     shown_s = frame.select(pl.col("time_s").min().over("request_id")).to_series().to_numpy()  # as of the request
     fresh = shown_s >= before.base.as_of_s
+    is_late = fresh & (frame["kind"] == CORRECTION).to_numpy()
+    late_keys = keys[is_late]
+    late = LateRows(late_keys, _counts(before, settled, late_keys, shown_s[is_late]))
+    fresh &= (frame["kind"] != CORRECTION).to_numpy()
     if not fresh.all():
         frame, keys, shown_s = frame.filter(pl.Series(fresh)), keys[fresh], shown_s[fresh]
     users = user_ids(frame, keys, before.fields)
     requests = frame["request_id"].n_unique()
-    if before.prior == "frozen":
-        counts = lookup(before.priors, keys, np.maximum(shown_s, before.end_s))
-    else:
-        counts = point_in_time(before.base, settled, keys, shown_s, slot_counts(before.fields))
+    counts = _counts(before, settled, keys, shown_s)
     evidence = counts.n[:, :, int(np.argmax(before.base.half_lives_s))]  # (N, S)
     return Examples(
         settled=settled,
@@ -93,7 +107,15 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
         item_evidence=evidence[:, _first_slot(before.fields, id_field(before.fields, "item"))],
         groups=(users if len(frame) < 2 * requests else hash_strings(frame["request_id"])).view(np.int64),
         buckets=(mix(users) % np.uint64(n_buckets)).astype(np.int64),
+        late=late,
     )
+
+
+def _counts(before: Snapshot, settled: SettledRows, keys: Keys, shown_s: Floats) -> Counts:
+    """Return the counts that rows shown at these moments see."""
+    if before.prior == "frozen":
+        return lookup(before.priors, keys, np.maximum(shown_s, before.end_s))
+    return point_in_time(before.base, settled, keys, shown_s, slot_counts(before.fields))
 
 
 def user_ids(frame: pl.DataFrame, keys: Keys, fields: Sequence[Field]) -> Keys:

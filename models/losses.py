@@ -66,11 +66,13 @@ class Targets:
         clicks: 0 or 1, (B,).
         teacher: Logits g of the earlier model, (B,); None where the objective needs none.
         trust: beta of each row, (B,); None likewise.
+        corrects: Which rows were learnt as not clicked before and were clicked after all, (B,); None: none of them.
     """
 
     clicks: Tensor
     teacher: Tensor | None = None
     trust: Tensor | None = None
+    corrects: Tensor | None = None
 
     def take(self, which: Tensor) -> Targets:
         """Return some of the rows."""
@@ -78,11 +80,40 @@ class Targets:
             self.clicks[which],
             None if self.teacher is None else self.teacher[which],
             None if self.trust is None else self.trust[which],
+            None if self.corrects is None else self.corrects[which],
+        )
+
+    def followed_by_late(self, n_rows: int) -> Targets:
+        """Return these targets with so many rows after them that correct earlier ones."""
+        if not n_rows:
+            return self
+
+        no = torch.zeros(n_rows, device=self.clicks.device)
+        return Targets(
+            torch.cat([self.clicks, (no + 1.0).to(self.clicks.dtype)]),
+            None if self.teacher is None else torch.cat([self.teacher, no]),
+            None if self.trust is None else torch.cat([self.trust, no]),
+            torch.arange(len(self.clicks) + n_rows, device=no.device) >= len(self.clicks),
         )
 
 
 def objective_loss(objective: Objective, logits: Tensor, targets: Targets) -> Tensor:
-    """Return the loss of a batch with logits f, (B,): a scalar."""
+    """Return the loss of a batch with logits f, (B,): a scalar.
+
+    A row that corrects another takes back the loss of a non-click that was learnt and puts that of a click in its
+    place: BCE(1, f) - BCE(0, f) = -f. So what is learnt of a row in the end is what its final label teaches, whenever
+    that became known; the importance weights are +1 for the click and -1 for the earlier non-click (ours).
+    """
+    if targets.corrects is None:
+        return _loss(objective, logits, targets)
+    kept = ~targets.corrects
+    loss = -(logits * targets.corrects).mean()
+    if bool(kept.any()):
+        loss = loss + _loss(objective, logits[kept], targets.take(kept)) * kept.to(torch.float32).mean()
+    return loss
+
+
+def _loss(objective: Objective, logits: Tensor, targets: Targets) -> Tensor:
     loss = click_loss(logits, targets.clicks)
     if targets.teacher is None or targets.trust is None:
         return loss

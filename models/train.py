@@ -153,9 +153,8 @@ def _step(  # noqa: PLR0917  # one batch: what it moves, what it is learnt from,
     logits = network(functional.embedding(place, rows), inputs.share, inputs.dense, base)
     loss = objective_loss(objective, logits, targets)
     of_rows, *of_weights = torch.autograd.grad(loss, [rows, *network.parameters()])
-    newton_step(state["base.weight"], state["base.curvature"], inputs.dense, targets.clicks)
-    inputs_of_calibration = calibration_inputs(logits.detach())
-    newton_step(state["calibration.weight"], state["calibration.curvature"], inputs_of_calibration, targets.clicks)
+    for name, read in (("base", inputs.dense), ("calibration", calibration_inputs(logits.detach()))):
+        newton_step(state[f"{name}.weight"], state[f"{name}.curvature"], read, targets.clicks, targets.corrects)
     _adagrad_step(state, touched, of_rows, embedding_learning_rate)
     return torch.cat([gradient.flatten() for gradient in of_weights])
 

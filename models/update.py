@@ -4,7 +4,7 @@ Owns the two pointers, `latest` (the lineage that learns) and `champion` (what s
 not know where slides come from, where snapshots go or what time it is.
 
 Invariants: a slide is scored by models that have not seen it, on counts that had settled when each row was shown; rows
-that correct an earlier impression are counts and nothing else: never learnt, scored or evidence for the gate; the
+that correct an earlier impression are counted and learnt, but never scored nor evidence for the gate; the
 state after a slide is a function of the slides so far; a learner resumed from its snapshots goes on with the same bits.
 
 Shape legend: `N` rows, `S` slots.
@@ -117,7 +117,7 @@ class UpdateReport:
         lost: Slides whose learning was thrown away by a reject.
         values: Values that own an embedding row after the step.
         stale_rows: Rows shown too long before the slide to know what had settled then: counted, not learnt or scored.
-        corrected: Clicks of earlier impressions that came too late for those: counted, not learnt or scored.
+        corrected: Clicks of earlier impressions that came too late for those: counted and learnt, not scored.
     """
 
     slide: int
@@ -212,7 +212,11 @@ class Learner:
             learnt=before.learnt if verdict.decision == "hold" else (),
         )
         if is_warmup or self._plan.learns == "always":
-            after = self._train(start, after, scored.inputs[name], self._targets(examples, scored.logits[name]))
+            inputs, targets = scored.inputs[name], self._targets(examples, scored.logits[name])
+            if len(examples.late.keys):
+                late = make_inputs(examples.late.keys, examples.late.counts, start, self._device)
+                inputs, targets = inputs.followed_by(late), targets.followed_by_late(len(late))
+            after = self._train(start, after, inputs, targets)
         if verdict.decision in ("warmup", "promote"):
             self.champion = before
         self.latest = after

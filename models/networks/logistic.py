@@ -48,7 +48,9 @@ def base_logits(weight: Tensor, dense: Tensor) -> Tensor:
     return (dense.to(torch.float64) @ weight).to(torch.float32)
 
 
-def newton_step(weight: Tensor, curvature: Tensor, dense: Tensor, clicks: Tensor) -> None:
+def newton_step(
+    weight: Tensor, curvature: Tensor, dense: Tensor, clicks: Tensor, corrects: Tensor | None = None
+) -> None:
     """Move weight (P,) and curvature (P, P) in place by one batch.
 
     Args:
@@ -56,14 +58,18 @@ def newton_step(weight: Tensor, curvature: Tensor, dense: Tensor, clicks: Tensor
         curvature: Ridge plus decayed second derivatives of the log loss of all batches so far.
         dense: (B, P).
         clicks: 0 or 1, (B,).
+        corrects: Which rows take back a non-click learnt before, (B,); see models/losses.py. Their loss is linear.
 
     Source: online Newton / recursive iteratively re-weighted least squares with forgetting; ours in its details.
     """
     x = dense.to(torch.float64)
     p = torch.sigmoid(x @ weight)
+    error, curved = clicks.to(torch.float64) - p, p * (1.0 - p)
+    if corrects is not None:
+        error, curved = torch.where(corrects, 1.0, error), torch.where(corrects, 0.0, curved)
     keep = 0.5 ** (len(x) / MEMORY_ROWS)
     curvature.mul_(keep)
     curvature.diagonal().add_((1.0 - keep) * RIDGE)
-    curvature.addmm_((x * (p * (1.0 - p))[:, None]).T, x)
-    gradient = x.T @ (clicks.to(torch.float64) - p)
+    curvature.addmm_((x * curved[:, None]).T, x)
+    gradient = x.T @ error
     weight.add_(torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(curvature))[:, 0])

@@ -16,15 +16,20 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from features.encode import hash_strings
+from features.priors import CORRECTION
 from infra.settings import Settings
 from models.comparison import Scored
 from models.examples import read_examples, user_ids
 from models.update import count_slide, initial_snapshot
 from models.window import Slide
 from stream.plan import new_plan
+
+SOURCE = ("source_partition", "source_offset")
+OFFSET_BITS = 48  # a partition of a log in memory is shorter, and there are fewer than 2 ** 15 partitions
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -91,6 +96,7 @@ class SlideStore:
         plan = dataclasses.replace(new_plan(settings), prior="live")
         counted = initial_snapshot(plan)
         cuts: list[Cut] = []
+        corrections: list[pl.DataFrame] = []
         parts: list[dict[str, np.ndarray]] = []
         origin_s: float | None = None
         for slide in slides:
@@ -107,8 +113,10 @@ class SlideStore:
                         "requests": hash_strings(examples.frame["request_id"]).view(np.int64),
                         "users": user_ids(examples.frame, examples.keys, plan.fields).view(np.int64),
                         "item_evidence": examples.item_evidence,
+                        "source": _sources(examples.frame),
                     }
                 )
+            corrections.append(slide.frame.filter(pl.col("kind") == CORRECTION).select(SOURCE))
             cuts.append(cut)
             on_slide(slide)
         if not parts:
@@ -116,8 +124,11 @@ class SlideStore:
                 f"a log must go on after the warm-up to be compared on, got {len(cuts)} slides of warm-up alone;"
                 " make [window] warmup_s shorter"
             )
+        late = _sources(pl.concat(corrections))
         tested = [cut for cut in cuts if not cut.is_warmup]
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        is_late = np.isin(columns.pop("source"), late)
+        columns["clicks"] = np.where(is_late, 1.0, columns["clicks"])  # what the log says in the end
         columns["window"] = np.repeat(np.arange(len(parts)), [len(part["clicks"]) for part in parts])
         columns |= {name: np.array([getattr(cut, name) for cut in tested]) for name in ("start_s", "end_s")}
         np.savez(self._directory / "rows.npz", **columns)  # type: ignore[arg-type]  # numpy's stub wants a bool first
@@ -126,6 +137,12 @@ class SlideStore:
 
     def _path(self, index: int) -> Path:
         return self._directory / "slides" / f"{index:06d}.arrow"
+
+
+def _sources(frame: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """Return a number that names each row's impression: a correction has that of what it corrects."""
+    partition, offset = (frame[name].to_numpy().astype(np.int64) for name in SOURCE)
+    return (partition << OFFSET_BITS) | offset
 
 
 def write_whole(path: Path, data: bytes) -> None:

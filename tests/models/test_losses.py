@@ -87,6 +87,21 @@ def test_the_surrogates_gradient_has_the_share_that_is_asked_for(confidence: str
     assert (extra.norm() / gradient(plain).norm()).item() == pytest.approx(0.05, rel=1e-3)
 
 
+def test_a_correction_turns_a_non_click_that_was_learnt_into_a_click() -> None:
+    logits = torch.tensor([0.7, -0.4], requires_grad=True)
+
+    def gradient(targets: Targets) -> Tensor:
+        parts = logits[: len(targets.clicks)]
+        return torch.autograd.grad(len(parts) * objective_loss(Objective(), parts, targets), logits)[0]
+
+    corrected = gradient(Targets(torch.zeros(2))) + gradient(Targets(torch.zeros(0)).followed_by_late(2))
+    torch.testing.assert_close(corrected, gradient(Targets(torch.ones(2))))
+    mixed = torch.cat([logits, logits])
+    both = Targets(torch.zeros(2)).followed_by_late(2)
+    (together,) = torch.autograd.grad(4 * objective_loss(Objective(), mixed, both), logits)
+    torch.testing.assert_close(together, gradient(Targets(torch.ones(2))))
+
+
 def settle(weight: float, n_windows: int, rate: float = 0.03) -> float:
     """The prediction for one value of that click rate after windows that each copy the model and train it to rest."""
     n_clicks = round(1000 * rate)

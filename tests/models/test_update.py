@@ -5,6 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from models.batch import Predictor
 from models.snapshot import Snapshot, from_arrays, to_arrays
 from models.update import Learner, UpdateReport, initial_snapshot
 from models.window import Slide
@@ -252,7 +253,7 @@ def corrections_of(rows: Slide) -> Slide:
     return dataclasses.replace(rows, frame=pl.concat([rows.frame, late]).sort("settled_s"))
 
 
-def test_late_corrections_move_the_counts_and_are_neither_scored_nor_learnt_as_impressions() -> None:
+def test_late_corrections_move_the_counts_and_are_not_scored() -> None:
     learner = Learner(plan())
     report = learner.learn(corrections_of(slide(1)))
     assert (report.rows, report.corrected, report.stale_rows) == (1500, 100, 0)
@@ -264,7 +265,7 @@ def test_late_corrections_move_the_counts_and_are_neither_scored_nor_learnt_as_i
     assert counts.root_c[1] == pytest.approx(plain.root_c[1] + 100.0, rel=0.01)
 
 
-def test_a_slide_of_corrections_alone_moves_the_counts_and_nothing_else() -> None:
+def test_a_slide_of_corrections_alone_is_learnt_as_clicks() -> None:
     learner = Learner(plan())
     learner.learn(slide(1))
     before = learner.latest
@@ -272,5 +273,34 @@ def test_a_slide_of_corrections_alone_moves_the_counts_and_nothing_else() -> Non
     report = learner.learn(dataclasses.replace(late, frame=late.frame.filter(pl.col("kind") == "late_corrected")))
     assert (report.rows, report.clicks, report.corrected) == (0, 0, 100)
     assert learner.latest.priors.root_c[1] > before.priors.root_c[1]
-    for name, tensor in before.tensors.items():
-        np.testing.assert_array_equal(learner.latest.tensors[name].numpy(), tensor.numpy())
+    one, other = (dataclasses.replace(s, base=before.base, recent=before.recent) for s in (before, learner.latest))
+    examples = Learner.resume(plan(), one, one).score(slide(2))
+    scores = [Predictor(s)(examples.keys, examples.counts).mean() for s in (one, other)]
+    assert scores[1] > scores[0]
+
+
+@pytest.mark.parametrize(("corrects", "low", "high"), [(True, 0.97, 1.03), (False, 0.0, 0.75)])
+def test_corrections_bring_predictions_to_the_final_click_rate(corrects: bool, low: float, high: float) -> None:
+    """A third of the clicks come late: without corrections a third of the rate is missing."""
+    learner = Learner(plan())
+    rng = np.random.default_rng(5)
+    predicted, clicked, waiting = [], [], slide(1).frame.clear()
+    for index in range(1, 13):
+        rows = slide(index)
+        clicks = rows.frame["click"].to_numpy()
+        is_late = (clicks == 1) & (rng.random(len(clicks)) < 1 / 3)
+        first = rows.frame.with_columns(
+            click=pl.Series(np.where(is_late, 0, clicks).astype(np.int8)),
+            kind=pl.when(pl.Series(is_late)).then(pl.lit("expired_negative")).otherwise("kind"),
+        )
+        late = rows.frame.filter(pl.Series(is_late)).with_columns(
+            kind=pl.lit("late_corrected"), settled_s=pl.col("settled_s") + 30.0
+        )
+        waiting = pl.concat([waiting, late]) if corrects else waiting
+        due = pl.col("settled_s") < rows.end_s
+        learner.learn(dataclasses.replace(rows, frame=pl.concat([first, waiting.filter(due)]).sort("settled_s")))
+        waiting = waiting.filter(~due)
+        if index > 6:
+            predicted.append(learner.scores["latest"])
+            clicked.append(clicks)
+    assert low < np.concatenate(predicted).mean() / np.concatenate(clicked).mean() < high

@@ -78,3 +78,12 @@ def test_it_never_stops_following_a_rate_that_moves() -> None:
     rate = np.where(np.arange(1_500_000) < 750_000, 0.1, 0.4)
     weight = learn(dense, torch.tensor(rng.random(1_500_000) < rate, dtype=torch.float64), 8192)
     assert torch.sigmoid(weight[0]).item() == pytest.approx(0.4, abs=0.05)
+
+
+def test_a_non_click_and_its_correction_move_it_as_a_click_does() -> None:
+    x = torch.tensor([[1.0, 0.3], [1.0, -2.0]])
+    clicked, corrected = initial_base(2), initial_base(2)
+    newton_step(clicked["weight"], clicked["curvature"], x, torch.ones(2))
+    twice, corrects = torch.cat([x, x]), torch.tensor([False, False, True, True])
+    newton_step(corrected["weight"], corrected["curvature"], twice, corrects.to(torch.float64), corrects)
+    torch.testing.assert_close(corrected["weight"], clicked["weight"], rtol=1e-4, atol=1e-5)
