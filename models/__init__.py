@@ -4,6 +4,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
 
     window.py C which settled impressions make a slide, in which order
     evaluate.py C how good predictions were
+    evidence.py C what is known of a difference, with bounds that hold at every look
     gate.py C promote, hold or reject
     networks/ C one file per architecture
     losses.py C what a network is asked to minimise

@@ -22,6 +22,7 @@ from features.encode import Keys, encode, hash_strings, mix
 from features.fields import Field, id_field, slot_counts
 from features.point_in_time import point_in_time
 from features.priors import CORRECTION, Counts, Floats, Ints, SettledRows
+from models.gate import slice_items
 from models.snapshot import Snapshot
 from models.window import Slide
 
@@ -37,6 +38,7 @@ class Examples:
         clicks: 0 or 1, (N,).
         groups: Whose rows are compared with each other: requests when they have two rows on average, else users, (N,).
         buckets: The gate's bucket of each example's user, (N,).
+        slices: The gate's slice of each example's item, (N,).
     """
 
     settled: SettledRows
@@ -45,6 +47,7 @@ class Examples:
     clicks: Floats
     groups: Ints
     buckets: Ints
+    slices: Ints
 
 
 def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
@@ -68,22 +71,34 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
         frame, keys, shown_s = frame.filter(pl.Series(fresh)), keys[fresh], shown_s[fresh]
     users = _user_ids(frame, keys, before.fields)
     requests = frame["request_id"].n_unique()
+    counts = point_in_time(before.base, settled, keys, shown_s, slot_counts(before.fields))
     return Examples(
         settled=settled,
         keys=keys,
-        counts=point_in_time(before.base, settled, keys, shown_s, slot_counts(before.fields)),
+        counts=counts,
         clicks=frame["click"].to_numpy().astype(np.float64),
         groups=(users if len(frame) < 2 * requests else hash_strings(frame["request_id"])).view(np.int64),
         buckets=(mix(users) % np.uint64(n_buckets)).astype(np.int64),
+        slices=slice_items(_item_impressions(counts, before)),
     )
 
 
 def _user_ids(frame: pl.DataFrame, keys: Keys, fields: Sequence[Field]) -> Keys:
     """Return a number per row that names its user, or its request when the fields name no user."""
     user = id_field(fields, "user")
-    if user is None:
-        return hash_strings(frame["request_id"])
-    return keys[:, sum(slot_counts(fields)[: fields.index(user)])]
+    return hash_strings(frame["request_id"]) if user is None else keys[:, _slot(fields, user)]
+
+
+def _item_impressions(counts: Counts, before: Snapshot) -> Floats:
+    """Return what had settled of each row's item in the longest memory; of all items when the fields name none."""
+    longest = int(np.argmax(before.base.half_lives_s))
+    item = id_field(before.fields, "item")
+    return counts.root_n[:, longest] if item is None else counts.n[:, _slot(before.fields, item), longest]
+
+
+def _slot(fields: Sequence[Field], field: Field) -> int:
+    """Return the first slot of a field."""
+    return sum(slot_counts(fields)[: fields.index(field)])
 
 
 def _check_delay(slide: Slide) -> None:

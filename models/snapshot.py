@@ -28,7 +28,7 @@ from features.encode import slot_fields
 from features.fields import Field
 from features.priors import PriorTable, SettledRows, advance
 from features.vocabulary import Vocabulary
-from models.gate import Evidence
+from models.evidence import Evidence
 from models.networks.build import build_network
 from models.networks.mlp import Mlp
 

@@ -29,8 +29,9 @@ from features.priors import CORRECTION, PriorTable, SettledRows, advance
 from features.vocabulary import Vocabulary, revise
 from models.batch import Inputs, Predictor, make_inputs
 from models.evaluate import Evaluation, evaluate
+from models.evidence import Evidence, EvidenceSummary
 from models.examples import Examples, read_examples
-from models.gate import Decision, Evidence, EvidenceSummary, GateDecision, GateRules, compare, judge, summarise
+from models.gate import Decision, GateDecision, GateRules, Guard, Rule, compare, judge, summary_of
 from models.networks.build import build_network, initial_tensors
 from models.snapshot import Snapshot
 from models.train import initial_embedding, move_rows, resolve_device, train
@@ -75,6 +76,9 @@ class Plan:
     evidence_clip: float
     clicks_min: int
     calibration: tuple[float, float]
+    rule: Rule
+    shift_max: float
+    slice_margin: float
 
     def __post_init__(self) -> None:
         """Check what would let a row see its own label."""
@@ -102,6 +106,7 @@ class UpdateReport:
         decision: warmup, promote, hold or reject.
         reason: Why, for people.
         evidence: What the decision rests on.
+        guards: The gate's guardrails on the slide, those that were passed too.
         champion_version: What serves after the step.
         latest_version: What learns after the step.
         lost: Slides whose learning was thrown away by a reject.
@@ -120,6 +125,7 @@ class UpdateReport:
     decision: Decision
     reason: str
     evidence: EvidenceSummary
+    guards: tuple[Guard, ...]
     champion_version: str
     latest_version: str
     lost: tuple[int, ...]
@@ -195,6 +201,7 @@ class Learner:
             decision=verdict.decision,
             reason=verdict.reason,
             evidence=verdict.summary,
+            guards=verdict.guards,
             champion_version=self.champion.version,
             latest_version=after.version,
             lost=before.learnt if verdict.decision == "reject" else (),
@@ -211,15 +218,20 @@ class Learner:
 
     def _decide(self, examples: Examples, latest: Evaluation, *, is_warmup: bool) -> GateDecision:
         evidence, rules = self.latest.evidence, self._plan.gate
-        summary = summarise(evidence, rules)
+        summary = summary_of(evidence, rules)
         if is_warmup:
             return GateDecision("warmup", "every model is promoted during the warm-up", summary, evidence)
         if not self.latest.learnt:
             return GateDecision("hold", "the newest model is the champion", summary, evidence)
-        pieces = compare(
-            self.scores["latest"], self.scores["champion"], examples.clicks, examples.buckets, rules.evidence_clip
+        new = compare(
+            self.scores["latest"],
+            self.scores["champion"],
+            examples.clicks,
+            buckets=examples.buckets,
+            slices=examples.slices,
+            evidence_clip=rules.evidence_clip,
         )
-        return judge(evidence, pieces, latest, rules)
+        return judge(evidence, new, latest, rules)
 
     def _train(self, start: Snapshot, after: Snapshot, inputs: Inputs, examples: Examples) -> Snapshot:
         """Return the snapshot after its network learnt the slide and its vocabulary followed the counts."""

@@ -26,7 +26,8 @@ class Announcement(msgspec.Struct, frozen=True):
         decision: warmup | promote | hold | reject.
         reason: Why, for people.
         evaluation: `champion` and `latest` on the slide before it was learnt: rows, clicks, logloss, auc, ...
-        evidence: The gate's mean log-loss difference with its bounds and how many pieces it rests on.
+        evidence: The gate's mean log-loss difference with its bounds and how many slides it rests on.
+        guards: The gate's guardrails with what was found, its limits and whether it passed.
         start_s: Begin of the slide, event time.
         end_s: End of the slide, event time.
         lost: Slides thrown away by a reject.
@@ -45,6 +46,7 @@ class Announcement(msgspec.Struct, frozen=True):
     end_s: float
     lost: list[int] = []
     learn_s: float = 0.0
+    guards: list[dict[str, Any]] = []
     v: int = VERSION
 
 

@@ -37,4 +37,7 @@ def new_plan(settings: Settings) -> Plan:
         evidence_clip=gate.evidence_clip,
         clicks_min=gate.clicks_min,
         calibration=gate.calibration,
+        rule=gate.rule,
+        shift_max=gate.shift_max,
+        slice_margin=gate.slice_margin,
     )

@@ -155,6 +155,7 @@ def to_announcement(family: str, report: UpdateReport, learn_s: float) -> Announ
         reason=report.reason,
         evaluation={"champion": asdict(report.champion), "latest": asdict(report.latest)},
         evidence=asdict(report.evidence),
+        guards=[asdict(guard) for guard in report.guards],
         start_s=report.start_s,
         end_s=report.end_s,
         lost=list(report.lost),

@@ -93,6 +93,9 @@ def plan(**changes: Any) -> Plan:
         "evidence_clip": 0.25,
         "clicks_min": 10,
         "calibration": (0.5, 2.0),
+        "rule": "non_inferiority",
+        "shift_max": 1.5,
+        "slice_margin": 0.05,
     }
     return Plan(**(settings | changes))
 

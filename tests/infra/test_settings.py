@@ -205,7 +205,7 @@ POSITIVE = [
 NOT_NEGATIVE = [
     *("ledger.grace_s", "ledger.disorder_s", "window.window_s", "window.warmup_s", "priors.evidence_min"),
     *("model.admit_min", "model.forget_min", "gate.margin", "gate.clicks_min", "serve.port", "kafka.max_delay_s"),
-    *("kafka.max_ahead_s", "update.seed"),
+    *("gate.slice_margin", "kafka.max_ahead_s", "update.seed"),
 ]
 
 
@@ -243,6 +243,8 @@ def test_no_number_is_infinite_or_none(key: str, value: float) -> None:
         ('[priors]\nlevels = ["shop"]', '[priors] levels must name fields, got "shop"; fields: ad, user'),
         ("[model]\nhidden = [8, 0]", "[model] hidden must be > 0, got 0"),
         ("[model]\nforget_min = 3.0", "[model] forget_min must be <= admit_min (2.0), got 3.0"),
+        ("[gate]\nbuckets = 9", "[gate] buckets must be >= 10: fewer do not say how precise a slide is, got 9"),
+        ("[gate]\nshift_max = 1.0", "[gate] shift_max must be a ratio above 1, got 1.0"),
         ("[gate]\nalpha = 1.0", "[gate] alpha must be a probability below 1, got 1.0"),
         (
             "[gate]\ncalibration = [1.1, 2.0]",

@@ -48,6 +48,9 @@ PLAN = Plan(
     evidence_clip=0.25,
     clicks_min=1,
     calibration=(0.5, 2.0),
+    rule="non_inferiority",
+    shift_max=1.5,
+    slice_margin=0.05,
 )
 
 
