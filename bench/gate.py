@@ -8,12 +8,14 @@ that is better or worse is the same stream with the effect added to the losses o
 
 Reported per world: how many streams promote wrongly (equally good under superiority; worse by exactly the margin under
 non-inferiority) or reject wrongly, each with its 95 % interval (Wilson), and how long it takes to decide about models
-that are truly better or worse. Guardrails are left out: they only ever hold back.
+that are truly better or worse. Guardrails are left out: they only ever hold back. Then the policy as a whole: how often
+it promotes and rolls back models that are equally good, and how soon it rolls back one that does harm once it serves.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,10 +26,27 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.report import machine, write_report
+from models.evaluate import Evaluation
 from models.evidence import Evidence, gather, is_above, is_below
-from models.gate import compare
+from models.gate import Comparison, GateRules, Rule, compare, judge
+from models.shadow import Shadow, follow, look, settle
 
 ALPHA, MARGIN, CLIP = 0.05, 0.01, 0.25  # the defaults of [gate]
+RULES = GateRules(
+    rule="non_inferiority",
+    alpha=ALPHA,
+    margin=MARGIN,
+    buckets=128,
+    evidence_clip=CLIP,
+    clicks_min=0,
+    calibration=(0.5, 2.0),
+    shift_max=1.5,
+    slice_margin=0.05,
+    harm_max=0.1,
+    rollback_wait=12,
+)
+GOOD = Evaluation(rows=1000, clicks=100, calibration=1.0)
+HARMS = (0.01, 0.03, 0.1, 0.2)  # nats by which what serves is worse than the former champion
 EFFECTS = (0.002, 0.005, 0.02)  # nats better or worse; the margin lies between the second and the third
 HOURS = 24
 Floats = npt.NDArray[np.float64]
@@ -68,6 +87,7 @@ WORLDS = {
     "strong, remembered (0.8)": World(hour_own=0.2, hour_memory=0.8),
     "strong, the same every day": World(hour_own=0.0, day_own=0.2),
 }
+POLICY_WORLD = "strong"  # one alone: the whole policy takes three times as long as all cases of a world
 
 
 @dataclass(frozen=True)
@@ -121,6 +141,47 @@ def decide(hours: Iterable[Hour], effect: float, threshold: float) -> tuple[str,
     return "hold", n_slides, n_rows
 
 
+@dataclass(frozen=True)
+class Course:
+    """What the policy did in one stream.
+
+    Attributes:
+        promotions: How many.
+        rollbacks: How many.
+        harmful: Slides that a harmful model served until it was rolled back; None without one.
+    """
+
+    promotions: int
+    rollbacks: int
+    harmful: int | None
+
+
+def serve(newest: Sequence[Hour], serving: Sequence[Hour], rule: Rule, harm: float | None) -> Course:
+    """Return what the policy does.
+
+    Args:
+        newest: The newest model against what serves: equally good.
+        serving: What serves against the former champion: equally good, but for the harm.
+        rule: The gate's.
+        harm: Nats by which the first model that is promoted is worse; None: no harm, and the stream is run to its end.
+    """
+    rules = dataclasses.replace(RULES, rule=rule)
+    shadow, evidence, promotions, rollbacks, since = Shadow(), Evidence(), 0, 0, 0
+    for slide, (new, served) in enumerate(zip(newest, serving, strict=True)):
+        shadow = look(shadow, np.clip(served.pieces + (harm or 0.0), -CLIP, CLIP), rules)
+        verdict = settle(judge(evidence, Comparison(new.pieces, {}, 1.0), GOOD, rules), shadow, rules)
+        shadow, evidence = follow(shadow, verdict, rules, champion="former", learnt=()), verdict.evidence
+        if verdict.decision == "promote":
+            promotions, since = promotions + 1, since or slide
+        if verdict.decision == "rollback":
+            rollbacks += 1
+            if harm is not None:
+                return Course(promotions, rollbacks, slide - since)
+        elif harm is not None and promotions and not shadow.former:
+            break  # proven although it does harm
+    return Course(promotions, rollbacks, None)
+
+
 def share(n_found: int, n_streams: int) -> dict[str, Any]:
     """Return a share with its 95 % Wilson interval."""
     z = 1.96
@@ -155,6 +216,33 @@ def measure(world: World, n_streams: int) -> dict[str, Any]:
     return {name: summarise(found[name], wanted or "promote") for name, (_, _, wanted) in cases.items()}
 
 
+def measure_policy(world: World, n_streams: int) -> dict[str, Any]:
+    """Return how often the whole policy promotes and rolls back."""
+    cases: dict[str, tuple[Rule, float | None]] = {
+        "equal, non_inferiority": ("non_inferiority", None),
+        "equal, superiority": ("superiority", None),
+    }
+    cases |= {f"worse by {harm} once it serves": ("non_inferiority", harm) for harm in HARMS}
+    found: dict[str, list[Course]] = {name: [] for name in cases}
+    for seed in range(n_streams):
+        newest, serving = stream(world, seed), stream(world, n_streams + seed)
+        for name, (rule, harm) in cases.items():
+            found[name].append(serve(newest, serving, rule, harm))
+    return {name: _summarise_courses(courses) for name, courses in found.items()}
+
+
+def _summarise_courses(courses: Sequence[Course]) -> dict[str, Any]:
+    harmful = [math.inf if course.harmful is None else course.harmful for course in courses]
+    return {
+        "promotions": sum(course.promotions for course in courses),
+        "rollbacks": sum(course.rollbacks for course in courses),
+        "rolled_back": share(sum(course.rollbacks > 0 for course in courses), len(courses)),
+        "more_than_once": share(sum(course.rollbacks > 1 for course in courses), len(courses)),
+        "slides_p50": _finite(float(np.median(harmful))),
+        "slides_p90": _finite(float(np.quantile(harmful, 0.9, method="higher"))),
+    }
+
+
 def _sigmoid(logit: Floats) -> Floats:
     return 1.0 / (1.0 + np.exp(-logit))
 
@@ -176,8 +264,16 @@ def main() -> None:
         for case, result in worlds[name]["cases"].items():
             shares = {key: value["share"] if isinstance(value, dict) else value for key, value in result.items()}
             print(f"{name}: {case}: {shares}", file=sys.stderr)
-    rules = {"alpha": ALPHA, "margin": MARGIN, "evidence_clip": CLIP}
-    report = {"name": "gate", "machine": machine(), "streams": arguments.streams, "rules": rules, "worlds": worlds}
+        if name == POLICY_WORLD:
+            worlds[name]["policy"] = measure_policy(WORLDS[name], arguments.streams)
+            print(f"{name}: {worlds[name]['policy']}", file=sys.stderr)
+    report = {
+        "name": "gate",
+        "machine": machine(),
+        "streams": arguments.streams,
+        "rules": asdict(RULES),
+        "worlds": worlds,
+    }
     write_report(report, arguments.json)
 
 

@@ -178,6 +178,9 @@ class GateSettings(_Section, frozen=True):
         calibration: Mean prediction over click rate must lie within these bounds.
         shift_max: Mean prediction over the champion's must lie within 1 / this and this.
         slice_margin: Log loss by which the slide's new, rare or common items may certainly be worse.
+        harm_max: Log loss by which what serves may certainly be worse than the former champion on one slide; two such
+            slides in succession roll it back at once, what is certainly worse by `margin` in the long run later.
+        rollback_wait: Slides after a rollback in which nothing is promoted.
     """
 
     rule: Literal["non_inferiority", "superiority"] = "non_inferiority"
@@ -189,6 +192,8 @@ class GateSettings(_Section, frozen=True):
     calibration: tuple[float, float] = (0.5, 2.0)
     shift_max: float = 1.5
     slice_margin: float = 0.05
+    harm_max: float = 0.1
+    rollback_wait: int = 12
 
 
 class ServeSettings(_Section, frozen=True):
@@ -667,6 +672,7 @@ def _check_positive(settings: Settings) -> None:
         ("[gate] alpha", settings.gate.alpha),
         ("[gate] buckets", settings.gate.buckets),
         ("[gate] evidence_clip", settings.gate.evidence_clip),
+        ("[gate] harm_max", settings.gate.harm_max),
         ("[serve] candidates_max", settings.serve.candidates_max),
         ("[serve] events_max", settings.serve.events_max),
         ("[serve] body_bytes_max", settings.serve.body_bytes_max),
@@ -692,6 +698,7 @@ def _check_positive(settings: Settings) -> None:
         ("[update] seed", settings.update.seed),
         ("[gate] margin", settings.gate.margin),
         ("[gate] slice_margin", settings.gate.slice_margin),
+        ("[gate] rollback_wait", settings.gate.rollback_wait),
         ("[gate] clicks_min", settings.gate.clicks_min),
         ("[serve] port", settings.serve.port),
         ("[kafka] max_delay_s", settings.kafka.max_delay_s),

@@ -6,6 +6,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     evaluate.py C how good predictions were
     evidence.py C what is known of a difference, with bounds that hold at every look
     gate.py C promote, hold or reject
+    shadow.py C the former champion in the shadow, and rollback
     networks/ C one file per architecture
     losses.py C what a network is asked to minimise
     snapshot.py C everything that is known after a slide, as one value

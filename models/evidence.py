@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 BET_PRECISION = 4.0  # bets are half-normal around 0 with this precision; chosen by hand among 0.5, 1, 4 (bench/gate.py)
 SCALES_MAX = 5.0  # a slide counts as no farther from the margin than this many of its scales; chosen by hand
 SCALE_MIN = 1e-6  # nats; below it two models are the same
-STEPS = 60  # of the search for a bound: far below what is printed
+STEP_MIN, STEP_GROWTH, HALVINGS = 1e-6, 1.5, 30  # of the search for a bound, nats: far below what is printed
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,12 @@ def _log_wealth(evidence: Evidence, threshold: float, side: float) -> float:
 
 def _first_excluded(mean: float, end: float, is_excluded: Callable[[float], bool]) -> float:
     """Return the threshold nearest to the mean, on the way to the end, that is excluded; the end if none is."""
-    inside = mean
-    for step in range(1, STEPS + 1):
-        outside = mean + (end - mean) * (step / STEPS) ** 3  # fine near the mean, where bounds lie
-        if is_excluded(outside):
-            break
-        inside = outside
-    else:
-        return end
-    for _ in range(STEPS):
+    inside, distance = mean, STEP_MIN
+    while not is_excluded(outside := mean + math.copysign(min(distance, abs(end - mean)), end - mean)):
+        if distance >= abs(end - mean):
+            return end
+        inside, distance = outside, distance * STEP_GROWTH
+    for _ in range(HALVINGS):
         middle = 0.5 * (inside + outside)
         inside, outside = (inside, middle) if is_excluded(middle) else (middle, outside)
     return outside

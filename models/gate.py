@@ -22,7 +22,7 @@ import numpy.typing as npt
 from models.evaluate import Evaluation, Floats, Ints, log_losses
 from models.evidence import Evidence, EvidenceSummary, gather, is_above, is_below, summarise
 
-Decision = Literal["warmup", "promote", "hold", "reject"]
+Decision = Literal["warmup", "promote", "hold", "reject", "rollback"]
 Rule = Literal["non_inferiority", "superiority"]
 
 PROBABILITY_MIN = 1e-4  # predictions are clipped to [this, 1 - this] before they are compared: bounds what a row weighs
@@ -45,6 +45,8 @@ class GateRules:
     calibration: tuple[float, float]
     shift_max: float
     slice_margin: float
+    harm_max: float
+    rollback_wait: int
 
     @property
     def threshold(self) -> float:
@@ -103,7 +105,7 @@ class GateDecision:
     """What follows from a slide.
 
     Attributes:
-        decision: promote, hold or reject.
+        decision: warmup, promote, hold, reject or rollback.
         reason: Why, for people.
         summary: What it rests on.
         evidence: What the next slide adds to.
@@ -197,21 +199,21 @@ def check(new: Comparison, latest: Evaluation, rules: GateRules) -> tuple[Guard,
         _guard("calibration", latest.calibration, low=low, high=high),
         _guard("shift", new.shift, low=1.0 / rules.shift_max, high=rules.shift_max),
         *(
-            _guard(name, _certain_harm(pieces), high=limit)
+            _guard(name, certain_harm(pieces), high=limit)
             for name, (pieces, limit) in harms.items()
             if len(pieces) >= BUCKETS_MIN
         ),
     )
 
 
+def certain_harm(pieces: Floats) -> float:
+    """Return how much worse rows are beyond the noise between buckets, (K,), in nats; negative where they are not."""
+    return float(pieces.mean() - SLIDE_SIGMAS * pieces.std(ddof=1) / math.sqrt(len(pieces)))
+
+
 def _guard(name: str, value: float | None, low: float | None = None, high: float | None = None) -> Guard:
     passes = value is not None and (low is None or low <= value) and (high is None or value <= high)
     return Guard(name, value, low, high, passes)
-
-
-def _certain_harm(pieces: Floats) -> float:
-    """Return how much worse some rows are beyond the noise between buckets, nats; negative where they are not."""
-    return float(pieces.mean() - SLIDE_SIGMAS * pieces.std(ddof=1) / math.sqrt(len(pieces)))
 
 
 def _bucket_means(difference: Floats, buckets: Ints, evidence_clip: float) -> Floats:

@@ -79,6 +79,8 @@ class Plan:
     rule: Rule
     shift_max: float
     slice_margin: float
+    harm_max: float
+    rollback_wait: int
 
     def __post_init__(self) -> None:
         """Check what would let a row see its own label."""

@@ -40,4 +40,6 @@ def new_plan(settings: Settings) -> Plan:
         rule=gate.rule,
         shift_max=gate.shift_max,
         slice_margin=gate.slice_margin,
+        harm_max=gate.harm_max,
+        rollback_wait=gate.rollback_wait,
     )

@@ -199,13 +199,14 @@ def test_a_choice_that_is_none_comes_with_the_choices(small: str, message: str) 
 POSITIVE = [
     *("ledger.wait_s", "ledger.block_rows", "ledger.block_s", "priors.publish_s", "model.dim", "update.batch_rows"),
     *("update.threads", "update.learning_rate", "update.embedding_learning_rate", "gate.alpha", "gate.buckets"),
-    *("gate.evidence_clip", "serve.candidates_max", "serve.events_max", "serve.body_bytes_max", "serve.top"),
+    *("gate.evidence_clip", "gate.harm_max"),
+    *("serve.candidates_max", "serve.events_max", "serve.body_bytes_max", "serve.top"),
     *("kafka.partitions", "registry.keep"),
 ]
 NOT_NEGATIVE = [
     *("ledger.grace_s", "ledger.disorder_s", "window.window_s", "window.warmup_s", "priors.evidence_min"),
     *("model.admit_min", "model.forget_min", "gate.margin", "gate.clicks_min", "serve.port", "kafka.max_delay_s"),
-    *("gate.slice_margin", "kafka.max_ahead_s", "update.seed"),
+    *("gate.slice_margin", "gate.rollback_wait", "kafka.max_ahead_s", "update.seed"),
 ]
 
 

@@ -19,6 +19,8 @@ RULES = GateRules(
     calibration=(0.5, 2.0),
     shift_max=1.5,
     slice_margin=0.05,
+    harm_max=0.1,
+    rollback_wait=12,
 )
 SUPERIORITY = dataclasses.replace(RULES, rule="superiority")
 GOOD = Evaluation(rows=5000, clicks=500, logloss=0.3, calibration=1.0)

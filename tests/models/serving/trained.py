@@ -51,6 +51,8 @@ PLAN = Plan(
     rule="non_inferiority",
     shift_max=1.5,
     slice_margin=0.05,
+    harm_max=0.1,
+    rollback_wait=12,
 )
 
 
