@@ -97,6 +97,6 @@ def follow(
     return shadow
 
 
-def learn(shadow: Shadow, slide: int) -> Shadow:
+def remember(shadow: Shadow, slide: int) -> Shadow:
     """Return the shadow after the newest model has learnt a slide."""
     return dataclasses.replace(shadow, learnt=(*shadow.learnt, slide)) if shadow.former else shadow

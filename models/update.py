@@ -1,7 +1,8 @@
 """One step of learning: score a slide, decide, train on it, move the counts on. Backtest and trainer take the same one.
 
-Owns the two pointers, `latest` (the lineage that learns) and `champion` (what serves), and the order of the step. Must
-not know where slides come from, where snapshots go or what time it is.
+Owns the pointers, `latest` (the lineage that learns), `champion` (what serves) and `former` (the champion before, while
+it is watched whether that was right), and the order of the step. Must not know where slides come from, where snapshots
+go or what time it is.
 
 Invariants: a slide is scored by models that have not seen it, on counts that had settled when each row was shown; rows
 that correct an earlier impression are counts and nothing else: never learnt, scored or evidence for the gate; the
@@ -31,8 +32,9 @@ from models.batch import Inputs, Predictor, make_inputs
 from models.evaluate import Evaluation, evaluate
 from models.evidence import Evidence, EvidenceSummary
 from models.examples import Examples, read_examples
-from models.gate import Decision, GateDecision, GateRules, Guard, Rule, compare, judge, summary_of
+from models.gate import Comparison, Decision, GateDecision, GateRules, Guard, Rule, compare, judge, summary_of
 from models.networks.build import build_network, initial_tensors
+from models.shadow import Shadow, follow, look, remember, settle
 from models.snapshot import Snapshot
 from models.train import initial_embedding, move_rows, resolve_device, train
 from models.window import Slide
@@ -105,13 +107,14 @@ class UpdateReport:
         clicks: How many of them were clicked by then.
         champion: How good the champion's predictions of it were, before the decision.
         latest: How good the newest model's were, before it learnt the slide.
-        decision: warmup, promote, hold or reject.
+        decision: warmup, promote, hold, reject or rollback.
         reason: Why, for people.
         evidence: What the decision rests on.
         guards: The gate's guardrails on the slide, those that were passed too.
         champion_version: What serves after the step.
         latest_version: What learns after the step.
-        lost: Slides whose learning was thrown away by a reject.
+        lost: Slides whose learning was thrown away by a reject or a rollback.
+        former_version: What served before and is watched in the shadow; empty: nothing is.
         values: Values that own an embedding row after the step.
         stale_rows: Rows shown too long before the slide to know what had settled then: counted, not learnt or scored.
         corrected: Clicks of earlier impressions that came too late for those: counted, not learnt or scored.
@@ -134,15 +137,17 @@ class UpdateReport:
     values: int
     stale_rows: int
     corrected: int
+    former_version: str
 
 
 class Learner:
-    """The whole learning state: two snapshots, and the step that makes new ones.
+    """The whole learning state: its snapshots, and the step that makes new ones.
 
     Attributes:
         latest: The newest state of the lineage that learns.
         champion: What serves.
-        scores: Predictions of the last slide's rows that are not stale, in their order, by "latest" and "champion".
+        former: What served before, while it is watched whether the promotion was right; else None.
+        scores: Predictions of the last slide's rows that are not stale, in their order, by the pointers' names.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -150,19 +155,24 @@ class Learner:
         self._plan = plan
         self._device = resolve_device(plan.device)
         self.latest = self.champion = initial_snapshot(plan)
+        self.former: Snapshot | None = None
         self.scores: dict[str, Probabilities] = {}
 
     @classmethod
-    def resume(cls, plan: Plan, latest: Snapshot, champion: Snapshot) -> Learner:
-        """Return the learner that saved these snapshots.
+    def resume(cls, plan: Plan, latest: Snapshot, champion: Snapshot, former: Snapshot | None = None) -> Learner:
+        """Return the learner that saved these snapshots; `former` is the one that `latest` names in its shadow.
 
         Raises:
-            ValueError: If a snapshot was made by a plan with other fields, network or half-lives.
+            ValueError: If a snapshot was made by a plan with other fields, network or half-lives, or none is given of
+                what is watched.
         """
-        for snapshot in (latest, champion):
+        for snapshot in (latest, champion, *([former] if former else [])):
             _check_fits(plan, snapshot)
+        if (got := former.version if former else "") != latest.shadow.former:
+            rule = f"be resumed with the former champion {latest.shadow.former or 'left out'}"
+            raise ValueError(f"snapshot {latest.version} must {rule}, got {got or 'none'}; restore it in the registry")
         learner = cls(plan)
-        learner.latest, learner.champion = latest, champion
+        learner.latest, learner.champion, learner.former = latest, champion, former
         return learner
 
     def learn(self, slide: Slide) -> UpdateReport:
@@ -174,10 +184,14 @@ class Learner:
         evaluations = {name: evaluate(p, examples.clicks, examples.groups) for name, p in self.scores.items()}
         origin_s = before.origin_s if before.slide is not None else _first_s(slide)
         is_warmup = slide.end_s <= origin_s + self._plan.warmup_s
-        verdict = self._decide(examples, evaluations["latest"], is_warmup=is_warmup)
+        watched = self._watch(examples, evaluations["latest"])
+        verdict = settle(self._decide(examples, evaluations["latest"], is_warmup=is_warmup), watched, self._plan.gate)
+        shadow = follow(
+            watched, verdict, self._plan.gate, champion=self.champion.version, learnt=() if is_warmup else before.learnt
+        )
         after = _count(before, slide, examples.settled, self._plan)
-        after = dataclasses.replace(after, origin_s=origin_s, evidence=verdict.evidence)
-        name = "champion" if verdict.decision == "reject" else "latest"
+        after = dataclasses.replace(after, origin_s=origin_s, evidence=verdict.evidence, shadow=shadow)
+        name = {"reject": "champion", "rollback": "former"}.get(verdict.decision, "latest")
         start = dict(self._pointers())[name]
         after = dataclasses.replace(
             after,
@@ -188,8 +202,7 @@ class Learner:
         )
         if is_warmup or self._plan.strategy == "incremental":
             after = self._train(start, after, inputs[name], examples)
-        if verdict.decision in ("warmup", "promote"):
-            self.champion = before
+        self._point(before, start, verdict.decision, shadow)
         self.latest = after
         impressions = slide.frame.filter(pl.col("kind") != CORRECTION)
         return UpdateReport(
@@ -206,14 +219,45 @@ class Learner:
             guards=verdict.guards,
             champion_version=self.champion.version,
             latest_version=after.version,
-            lost=before.learnt if verdict.decision == "reject" else (),
+            lost={"reject": before.learnt, "rollback": watched.learnt}.get(verdict.decision, ()),
             values=len(after.vocabulary) - 1,
             stale_rows=len(impressions) - len(examples.clicks),
             corrected=len(slide.frame) - len(impressions),
+            former_version=shadow.former,
         )
 
     def _pointers(self) -> tuple[tuple[str, Snapshot], ...]:
-        return ("latest", self.latest), ("champion", self.champion)
+        pointers = ("latest", self.latest), ("champion", self.champion)
+        return pointers if self.former is None else (*pointers, ("former", self.former))
+
+    def _point(self, before: Snapshot, start: Snapshot, decision: Decision, shadow: Shadow) -> None:
+        """Set what serves and what is watched after a decision."""
+        served = self.champion
+        if decision in ("warmup", "promote"):
+            self.champion = before
+        elif decision == "rollback":
+            self.champion = start
+        if shadow.former == served.version:
+            self.former = served
+        elif not shadow.former:
+            self.former = None
+
+    def _watch(self, examples: Examples, latest: Evaluation) -> Shadow:
+        """Return the shadow with what the slide says of the champion against the one before."""
+        rules, new = self._plan.gate, None
+        if self.former is not None and latest.clicks >= rules.clicks_min:
+            new = self._compare("champion", "former", examples).pieces
+        return look(self.latest.shadow, new, rules)
+
+    def _compare(self, newer: str, older: str, examples: Examples) -> Comparison:
+        return compare(
+            self.scores[newer],
+            self.scores[older],
+            examples.clicks,
+            buckets=examples.buckets,
+            slices=examples.slices,
+            evidence_clip=self._plan.evidence_clip,
+        )
 
     def _inputs(self, examples: Examples, snapshot: Snapshot) -> Inputs:
         return make_inputs(examples.keys, examples.counts, snapshot, self._device)
@@ -225,15 +269,7 @@ class Learner:
             return GateDecision("warmup", "every model is promoted during the warm-up", summary, evidence)
         if not self.latest.learnt:
             return GateDecision("hold", "the newest model is the champion", summary, evidence)
-        new = compare(
-            self.scores["latest"],
-            self.scores["champion"],
-            examples.clicks,
-            buckets=examples.buckets,
-            slices=examples.slices,
-            evidence_clip=rules.evidence_clip,
-        )
-        return judge(evidence, new, latest, rules)
+        return judge(evidence, self._compare("latest", "champion", examples), latest, rules)
 
     def _train(self, start: Snapshot, after: Snapshot, inputs: Inputs, examples: Examples) -> Snapshot:
         """Return the snapshot after its network learnt the slide and its vocabulary followed the counts."""
@@ -260,6 +296,7 @@ class Learner:
             vocabulary=vocabulary,
             base=dataclasses.replace(after.base, strength=priors.strength),
             learnt=(*after.learnt, after.slide),
+            shadow=remember(after.shadow, after.slide),
         )
 
 

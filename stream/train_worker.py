@@ -24,7 +24,7 @@ from models.registry import Registry
 from models.train import use_threads
 from models.update import Learner, UpdateReport
 from models.window import Slide, Window
-from stream.announcement import Announcement, encode_announcement, newest_announcement
+from stream.announcement import Announcement, Promotion, encode_announcement, newest_announcement
 from stream.feed import Block, BlockFeed, saved_positions
 from stream.kafka import Record
 from stream.plan import new_plan
@@ -102,15 +102,16 @@ class TrainService(mode.Service):
     async def _restore(self) -> dict[int, int]:
         """Set the learner and the window as the newest announcement says; return where to read each partition."""
         plan, slides = new_plan(self._settings), new_slides(self._settings)
-        newest = await newest_announcement(self._cluster, self._settings.model.family)
+        newest = self._newest = await newest_announcement(self._cluster, self._settings.model.family)
         if newest is None:
             self._learner = Learner(plan)
             self._window = Window(self._cluster.partitions, slides)
             return {}
         latest, manifest = self._registry.load(newest.latest, fields=self._settings.fields)
         champion, _ = self._registry.load(newest.champion, fields=self._settings.fields)
+        former = self._registry.load(newest.former, fields=self._settings.fields)[0] if newest.former else None
         assert latest.slide is not None
-        self._learner = Learner.resume(plan, latest, champion)
+        self._learner = Learner.resume(plan, latest, champion, former)
         self._window = Window(self._cluster.partitions, slides, first_open=latest.slide + 1)
         log.info("train: resumes after slide %d from %s", latest.slide, newest.latest)
         return saved_positions(manifest)
@@ -136,16 +137,28 @@ class TrainService(mode.Service):
         started_s = time.perf_counter()
         report = self._learner.learn(slide)
         learn_s = time.perf_counter() - started_s
-        announcement = to_announcement(self._settings.model.family, report, learn_s)
+        announcement = to_announcement(self._settings.model.family, report, learn_s, self._newest)
         context = {"positions": positions, "decision": report.decision, "evaluation": announcement.evaluation}
         for snapshot in (self._learner.champion, self._learner.latest):
             self._registry.save(snapshot, context)
-        self._registry.prune(self._settings.registry.keep, protect={report.champion_version, report.latest_version})
+        self._registry.prune(self._settings.registry.keep, protect=versions_in_use(announcement))
+        self._newest = announcement
         return announcement
 
 
-def to_announcement(family: str, report: UpdateReport, learn_s: float) -> Announcement:
-    """Return what is announced about one step."""
+def versions_in_use(announcement: Announcement) -> set[str]:
+    """Return the snapshots that must stay: what serves, learns, is watched, and served before."""
+    named = {announcement.champion, announcement.latest, announcement.former}
+    return (named | ({announcement.since.former} if announcement.since else set())) - {""}
+
+
+def to_announcement(family: str, report: UpdateReport, learn_s: float, before: Announcement | None) -> Announcement:
+    """Return what is announced about one step, given the announcement before."""
+    evidence, guards = asdict(report.evidence), [asdict(guard) for guard in report.guards]
+    since = before.since if before else None
+    if before is None or report.champion_version != before.champion:
+        former = before.champion if before else ""
+        since = Promotion(report.slide, report.decision, report.reason, evidence, guards, former)
     return Announcement(
         family=family,
         slide=report.slide,
@@ -154,8 +167,10 @@ def to_announcement(family: str, report: UpdateReport, learn_s: float) -> Announ
         decision=report.decision,
         reason=report.reason,
         evaluation={"champion": asdict(report.champion), "latest": asdict(report.latest)},
-        evidence=asdict(report.evidence),
-        guards=[asdict(guard) for guard in report.guards],
+        evidence=evidence,
+        guards=guards,
+        former=report.former_version,
+        since=since,
         start_s=report.start_s,
         end_s=report.end_s,
         lost=list(report.lost),

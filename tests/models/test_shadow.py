@@ -5,7 +5,7 @@ import pytest
 from bench.gate import World, serve, stream
 from models.evidence import Evidence, EvidenceSummary
 from models.gate import Decision, GateDecision
-from models.shadow import WATCH_MAX, Shadow, follow, learn, look, settle
+from models.shadow import WATCH_MAX, Shadow, follow, look, remember, settle
 from tests.models.test_gate import RULES, Pieces, around
 
 WATCHED = Shadow(former="ctr-000003", learnt=(4, 5))
@@ -43,11 +43,11 @@ def test_harm_after_a_promotion_rolls_back_soon(harm: float, slides_max: int) ->
 
 def test_a_promotion_leaves_the_former_champion_in_the_shadow_until_it_is_proven() -> None:
     shadow = follow(Shadow(), gate("promote"), RULES, champion="ctr-000003", learnt=(4,))
-    shadow = learn(shadow, 5)
+    shadow = remember(shadow, 5)
     assert (shadow.former, shadow.learnt) == ("ctr-000003", (4, 5))
     for slide in range(6, 30):
         shadow = look(shadow, around(0.0), RULES)
-        shadow = learn(follow(shadow, gate("promote"), RULES, champion="ctr-000007", learnt=(slide - 1,)), slide)
+        shadow = remember(follow(shadow, gate("promote"), RULES, champion="ctr-000007", learnt=(slide - 1,)), slide)
         if shadow.former != "ctr-000003":
             break
         assert shadow.learnt == tuple(range(4, slide + 1))
@@ -92,7 +92,7 @@ def test_a_slide_without_evidence_changes_nothing() -> None:
 
 def test_slides_lost_by_a_rejection_cannot_be_lost_again() -> None:
     shadow = follow(WATCHED, gate("reject"), RULES, champion="ctr-000004", learnt=(5,))
-    assert learn(shadow, 6).learnt == (4, 6)
+    assert remember(shadow, 6).learnt == (4, 6)
 
 
 def test_a_watch_that_cannot_tell_ends() -> None:

@@ -15,8 +15,9 @@ from tests.models.learnt import SLIDE_S, learnt, slide
 def copy(snapshot: Snapshot) -> Snapshot:
     """The snapshot as it comes back from a disk: the same arrays, no cached values."""
     rest = {f.name: getattr(snapshot, f.name) for f in dataclasses.fields(Snapshot)}
-    arrays = ("tensors", "vocabulary", "base", "recent", "evidence", "end_s", "origin_s")
-    return from_arrays(to_arrays(snapshot), {name: value for name, value in rest.items() if name not in arrays})
+    arrays = ("tensors", "vocabulary", "base", "recent", "evidence", "end_s", "origin_s", "shadow")
+    rest = {name: value for name, value in rest.items() if name not in arrays}
+    return from_arrays(to_arrays(snapshot), rest, snapshot.shadow.former)
 
 
 def test_it_learns_which_ads_users_like() -> None:
@@ -138,6 +139,52 @@ def test_a_harmful_lineage_is_rejected_and_starts_again_from_the_champion() -> N
     assert after.latest.logloss is not None
     assert after.latest.logloss < rejected.latest.logloss
     assert after.evidence.pieces == 1  # evidence began anew
+
+
+def promoted() -> Learner:
+    """A learner whose first promotion is watched."""
+    learner = Learner(plan(warmup_s=2 * SLIDE_S))
+    for index in range(1, 30):
+        if learner.learn(slide(index, n_rows=400)).decision == "promote":
+            return learner
+    raise AssertionError("the gate must promote a model of this world")
+
+
+def test_a_harmful_champion_is_rolled_back_to_the_one_before() -> None:
+    learner = promoted()
+    former, watched = learner.former, learner.latest.shadow
+    assert former is not None
+    assert watched.former == former.version
+    assert watched.learnt
+    broken = {
+        **learner.latest.tensors,
+        "network.direct.weight": learner.latest.tensors["network.direct.weight"] * 0 - 2,
+    }
+    learner.champion = dataclasses.replace(learner.champion, tensors=broken)
+    learner.latest = dataclasses.replace(learner.latest, tensors=broken)
+    first = learner.learn(slide(31, n_rows=400))
+    assert (first.decision, first.former_version) == ("hold", former.version)
+    report = learner.learn(slide(32, n_rows=400))
+    assert report.decision == "rollback"
+    assert report.reason.startswith("worse than the former champion by more than 0.1 nats")
+    assert report.lost == (*watched.learnt, 31)
+    assert learner.champion is former
+    assert (learner.former, report.former_version) == (None, "")
+    assert (learner.latest.parent, learner.latest.learnt) == (former.version, (32,))
+    assert learner.latest.shadow.wait == plan().rollback_wait
+    assert learner.learn(slide(33, n_rows=400)).decision == "hold"
+
+
+def test_a_learner_that_watches_goes_on_with_the_same_bits() -> None:
+    learner = promoted()
+    assert learner.former is not None
+    resumed = Learner.resume(
+        plan(warmup_s=2 * SLIDE_S), copy(learner.latest), copy(learner.champion), copy(learner.former)
+    )
+    assert resumed.learn(slide(31)) == learner.learn(slide(31))
+    assert resumed.latest.digest == learner.latest.digest
+    with pytest.raises(ValueError, match=r"must be resumed with the former champion ctr-.*, got none; restore it"):
+        Learner.resume(plan(warmup_s=2 * SLIDE_S), learner.latest, learner.champion)
 
 
 def test_a_static_model_learns_the_warm_up_alone_while_counts_go_on() -> None:
