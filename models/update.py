@@ -226,6 +226,49 @@ class Learner:
             former_version=shadow.former,
         )
 
+    def promote(self, snapshot: Snapshot) -> None:
+        """Let a snapshot serve because a person wants it; what learns goes on learning, evidence begins anew.
+
+        If it is the newest model, what served until now is watched as after any promotion; else the gate promotes
+        nothing for `rollback_wait` slides.
+
+        Raises:
+            ValueError: If it serves already, or was made by another plan.
+        """
+        _check_fits(self._plan, snapshot)
+        if snapshot.version == self.champion.version:
+            raise ValueError(
+                f"snapshot {snapshot.version} must not serve already to be promoted; nothing is to be done"
+            )
+        is_newest = snapshot.version == self.latest.version
+        first = -1 if snapshot.slide is None else snapshot.slide
+        since = tuple(range(first + 1, (self.latest.slide or 0) + 1))
+        shadow = Shadow(wait=self._plan.rollback_wait)
+        if is_newest:
+            shadow = Shadow(former=self.champion.version, learnt=self.latest.learnt)
+        self.former = self.champion if is_newest else None
+        self.champion = snapshot
+        learnt = () if is_newest else since
+        self.latest = dataclasses.replace(self.latest, evidence=Evidence(), learnt=learnt, shadow=shadow)
+
+    def roll_back(self, snapshot: Snapshot) -> None:
+        """Let a snapshot serve because a person wants it, and go on learning from it; the counts stay as they are.
+
+        Raises:
+            ValueError: If it was made by another plan.
+        """
+        _check_fits(self._plan, snapshot)
+        self.champion, self.former = snapshot, None
+        self.latest = dataclasses.replace(
+            self.latest,
+            parent=snapshot.version,
+            tensors=snapshot.tensors,
+            vocabulary=snapshot.vocabulary,
+            evidence=Evidence(),
+            learnt=(),
+            shadow=Shadow(wait=self._plan.rollback_wait),
+        )
+
     def _pointers(self) -> tuple[tuple[str, Snapshot], ...]:
         pointers = ("latest", self.latest), ("champion", self.champion)
         return pointers if self.former is None else (*pointers, ("former", self.former))

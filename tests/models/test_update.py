@@ -187,6 +187,46 @@ def test_a_learner_that_watches_goes_on_with_the_same_bits() -> None:
         Learner.resume(plan(warmup_s=2 * SLIDE_S), learner.latest, learner.champion)
 
 
+def test_the_newest_model_promoted_by_a_person_is_watched() -> None:
+    learner = Learner(plan(clicks_min=10**6))
+    for index in range(1, 3):
+        learner.learn(slide(index, n_rows=200))
+    served, newest = learner.champion, learner.latest
+    learner.promote(newest)
+    assert (learner.champion, learner.former) == (newest, served)
+    assert (learner.latest.learnt, learner.latest.shadow.former) == ((), served.version)
+    report = learner.learn(slide(3, n_rows=200))
+    assert (report.champion_version, report.former_version) == (newest.version, served.version)
+    assert learner.latest.learnt == (3,)
+    assert learner.latest.shadow.learnt == (1, 2, 3)
+    with pytest.raises(ValueError, match="must not serve already to be promoted"):
+        learner.promote(newest)
+
+
+def test_an_older_model_promoted_by_a_person_serves_while_learning_goes_on() -> None:
+    learner = Learner(plan(clicks_min=10**6))
+    older, *_ = [learner.learn(slide(index, n_rows=200)) and learner.latest for index in range(1, 4)]
+    tensors = learner.latest.tensors
+    learner.promote(older)
+    assert learner.champion is older
+    assert learner.latest.tensors is tensors
+    assert learner.latest.learnt == (2, 3)
+    assert learner.latest.shadow.wait == plan().rollback_wait
+
+
+def test_a_rollback_by_a_person_learns_on_from_what_serves_and_keeps_the_counts() -> None:
+    learner = Learner(plan(warmup_s=3 * SLIDE_S))
+    older, *_ = [learner.learn(slide(index, n_rows=200)) and learner.latest for index in range(1, 4)]
+    counts = learner.latest.priors.root_n
+    learner.roll_back(older)
+    assert learner.champion is older
+    assert (learner.latest.parent, learner.latest.learnt, learner.former) == (older.version, (), None)
+    assert learner.latest.tensors is older.tensors
+    np.testing.assert_array_equal(learner.latest.priors.root_n, counts)
+    report = learner.learn(slide(4, n_rows=200))
+    assert (report.decision, report.reason) == ("hold", "the newest model is the champion")
+
+
 def test_a_static_model_learns_the_warm_up_alone_while_counts_go_on() -> None:
     learner = Learner(plan(strategy="static", warmup_s=2 * SLIDE_S))
     for index in range(1, 3):
