@@ -137,9 +137,7 @@ def judge(evidence: Evidence, new: Comparison, latest: Evaluation, rules: GateRu
         reason = f"worse by more than the margin: at least {summary.lower:.4f} nats against {rules.margin}"
         return GateDecision("reject", reason, summary, Evidence(), guards)
     if not is_below(evidence, rules.threshold, rules.alpha):
-        reason = "no evidence yet" if summary.upper is None else f"may be worse by {summary.upper:.4f} nats"
-        reason += f", margin {rules.threshold}"
-        return GateDecision("hold", reason, summary, evidence, guards)
+        return GateDecision("hold", _doubt(summary, rules), summary, evidence, guards)
     if failed := [str(guard) for guard in guards if not guard.passes]:
         return GateDecision("hold", "; ".join(failed), summary, evidence, guards)
     reason = f"not worse by more than the margin: at most {summary.upper:+.4f} nats against {rules.margin}"
@@ -209,6 +207,13 @@ def check(new: Comparison, latest: Evaluation, rules: GateRules) -> tuple[Guard,
 def certain_harm(pieces: Floats) -> float:
     """Return how much worse rows are beyond the noise between buckets, (K,), in nats; negative where they are not."""
     return float(pieces.mean() - SLIDE_SIGMAS * pieces.std(ddof=1) / math.sqrt(len(pieces)))
+
+
+def _doubt(summary: EvidenceSummary, rules: GateRules) -> str:
+    """Return why the evidence does not allow a promotion."""
+    if summary.upper is None or summary.upper >= rules.evidence_clip:
+        return f"{summary.pieces} slides say too little yet"
+    return f"may be worse by {summary.upper:.4f} nats, margin {rules.threshold}"
 
 
 def _guard(name: str, value: float | None, low: float | None = None, high: float | None = None) -> Guard:

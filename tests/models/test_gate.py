@@ -153,4 +153,6 @@ def test_after_a_rejection_evidence_starts_anew() -> None:
 def test_without_any_evidence_nothing_is_promoted() -> None:
     verdict = judge(Evidence(), says(np.zeros(0), shift=1.0), GOOD, RULES)
     assert (verdict.decision, verdict.summary.upper) == ("hold", None)
-    assert verdict.reason == "no evidence yet, margin 0.01"
+    assert verdict.reason == "0 slides say too little yet"
+    one = judge(Evidence(), says(around(0.0)), GOOD, RULES)
+    assert (one.decision, one.reason) == ("hold", "1 slides say too little yet")
