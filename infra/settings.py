@@ -183,20 +183,32 @@ class GateSettings(_Section, frozen=True):
     """[gate]: when the challenger replaces the champion.
 
     Attributes:
+        rule: `non_inferiority`: it is certainly not worse by `margin`; `superiority`: it is certainly better.
         alpha: Probability of a false promotion, over all looks together.
-        margin: Log loss per impression by which a fresher model may be worse and still be promoted.
-        buckets: User-hash buckets per slide: one bucket of one slide is one piece of evidence.
-        evidence_clip: Bound of one piece of evidence, log loss; keeps one odd bucket from deciding.
+        margin: Log loss per impression by which a fresher model may be worse and still be promoted (non_inferiority);
+            what is certainly worse by more is rejected (both rules).
+        buckets: User-hash buckets per slide, at least 10: from them a slide knows how precise it is.
+        evidence_clip: Bound of one bucket's mean difference, log loss; keeps one odd bucket from deciding.
         clicks_min: A slide with fewer clicks is no evidence.
         calibration: Mean prediction over click rate must lie within these bounds.
+        shift_max: Mean prediction over the champion's must lie within 1 / this and this.
+        slice_margin: Log loss by which the slide's new, rare or common items may certainly be worse.
+        harm_max: Log loss by which what serves may certainly be worse than the former champion on one slide; two such
+            slides in succession roll it back at once, what is certainly worse by `margin` in the long run later.
+        rollback_wait: Slides after a rollback in which nothing is promoted.
     """
 
+    rule: Literal["non_inferiority", "superiority"] = "non_inferiority"
     alpha: float = 0.05
     margin: float = 0.01
     buckets: int = 128
     evidence_clip: float = 0.25
     clicks_min: int = 50
     calibration: tuple[float, float] = (0.5, 2.0)
+    shift_max: float = 1.5
+    slice_margin: float = 0.05
+    harm_max: float = 0.1
+    rollback_wait: int = 12
 
 
 class ServeSettings(_Section, frozen=True):
@@ -520,11 +532,19 @@ def _check_values(settings: Settings) -> None:
     _check_kafka(settings)
     if settings.model.forget_min > settings.model.admit_min:
         _impossible("[model] forget_min", f"be <= admit_min ({settings.model.admit_min})", settings.model.forget_min)
-    low, high = settings.gate.calibration
+    _check_gate(settings.gate)
+
+
+def _check_gate(gate: GateSettings) -> None:
+    low, high = gate.calibration
     if not 0.0 < low < 1.0 < high:
         _impossible("[gate] calibration", "be two bounds around 1, e.g. [0.5, 2.0]", [low, high])
-    if not settings.gate.alpha < 1.0:
-        _impossible("[gate] alpha", "be a probability below 1", settings.gate.alpha)
+    if gate.buckets < 10:
+        _impossible("[gate] buckets", "be >= 10: fewer do not say how precise a slide is", gate.buckets)
+    if not (gate.shift_max > 1.0 and math.isfinite(gate.shift_max)):
+        _impossible("[gate] shift_max", "be a ratio above 1", gate.shift_max)
+    if not gate.alpha < 1.0:
+        _impossible("[gate] alpha", "be a probability below 1", gate.alpha)
 
 
 _SECURITY_KEYS = (
@@ -669,6 +689,7 @@ def _check_positive(settings: Settings) -> None:
         ("[gate] alpha", settings.gate.alpha),
         ("[gate] buckets", settings.gate.buckets),
         ("[gate] evidence_clip", settings.gate.evidence_clip),
+        ("[gate] harm_max", settings.gate.harm_max),
         ("[serve] candidates_max", settings.serve.candidates_max),
         ("[serve] events_max", settings.serve.events_max),
         ("[serve] body_bytes_max", settings.serve.body_bytes_max),
@@ -695,6 +716,8 @@ def _check_positive(settings: Settings) -> None:
         ("[update] beta", settings.update.beta),
         ("[update] confidence_share", settings.update.confidence_share),
         ("[gate] margin", settings.gate.margin),
+        ("[gate] slice_margin", settings.gate.slice_margin),
+        ("[gate] rollback_wait", settings.gate.rollback_wait),
         ("[gate] clicks_min", settings.gate.clicks_min),
         ("[serve] port", settings.serve.port),
         ("[kafka] max_delay_s", settings.kafka.max_delay_s),

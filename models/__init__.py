@@ -4,7 +4,9 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
 
     window.py C which settled impressions make a slide, in which order
     evaluate.py C how good predictions were
+    evidence.py C what is known of a difference, with bounds that hold at every look
     gate.py C promote, hold or reject
+    shadow.py C the former champion in the shadow, and rollback
     networks/ C one file per architecture
     losses.py C what a network is asked to minimise
     snapshot.py C everything that is known after a slide, as one value

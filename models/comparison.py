@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.evaluate import Evaluation, Floats, Ints, evaluate, log_losses
+from models.gate import SLICES, slice_items
 
-RARE_FROM, COMMON_FROM = 1.0, 50.0  # impressions behind an item from which on it is rare, and common; chosen by hand
 BLOCKS_MIN = 40  # of time, for a bootstrap: windows are cut into parts until there are about so many
 RESAMPLES = 2000
 SEED = 0  # of the bootstrap: the same rows give the same interval
@@ -56,8 +56,8 @@ class Scored:
     @property
     def slices(self) -> dict[str, npt.NDArray[np.bool_]]:
         """Which rows show an item without evidence, with little and with much, (N,) each."""
-        n = self.item_evidence
-        return {"new": n < RARE_FROM, "rare": (n >= RARE_FROM) & (n < COMMON_FROM), "common": n >= COMMON_FROM}
+        place = slice_items(self.item_evidence)
+        return {name: place == index for index, name in enumerate(SLICES)}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from features.encode import Keys, encode, hash_strings, mix
 from features.fields import Field, id_field, slot_counts
 from features.point_in_time import point_in_time
 from features.priors import CORRECTION, Counts, Floats, Ints, SettledRows, lookup
+from models.gate import slice_items
 from models.snapshot import Snapshot
 from models.window import Slide
 
@@ -55,6 +56,7 @@ class Examples:
         item_evidence: Impressions behind its item, likewise, (N,).
         groups: Whose rows are compared with each other: requests when they have two rows on average, else users, (N,).
         buckets: The gate's bucket of each example's user, (N,).
+        slices: The gate's slice of each example's item, (N,).
         late: What corrects earlier slides' examples.
     """
 
@@ -68,6 +70,7 @@ class Examples:
     item_evidence: Floats
     groups: Ints
     buckets: Ints
+    slices: Ints
     late: LateRows
 
 
@@ -96,6 +99,7 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
     requests = frame["request_id"].n_unique()
     counts = _counts(before, settled, keys, shown_s)
     evidence = counts.n[:, :, int(np.argmax(before.base.half_lives_s))]  # (N, S)
+    item_evidence = evidence[:, _first_slot(before.fields, id_field(before.fields, "item"))]
     return Examples(
         settled=settled,
         frame=frame,
@@ -104,9 +108,10 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
         clicks=frame["click"].to_numpy().astype(np.float64),
         shown_s=shown_s,
         evidence=np.where(keys != 0, evidence, np.inf)[:, _raw_slots(before.fields)].min(axis=1, initial=np.inf),
-        item_evidence=evidence[:, _first_slot(before.fields, id_field(before.fields, "item"))],
+        item_evidence=item_evidence,
         groups=(users if len(frame) < 2 * requests else hash_strings(frame["request_id"])).view(np.int64),
         buckets=(mix(users) % np.uint64(n_buckets)).astype(np.int64),
+        slices=slice_items(item_evidence),
         late=late,
     )
 

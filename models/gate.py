@@ -1,81 +1,103 @@
 """The gate: whether the challenger may serve, on evidence from later traffic.
 
-Owns what one piece of evidence is, the confidence sequence over pieces, and the rule. Must not know models; predictions
-come in as numbers.
+Owns what is compared, the rule and the guardrails. Must not know models; predictions come in as numbers.
 
-Invariants: the bounds hold at every look together with probability 1 - alpha each, so looking often costs nothing; a
-decision depends on the evidence up to it alone; the evidence is about the policy "serve the newest model", so it goes
-on over promotions and starts anew when the policy did harm.
+Invariants: a decision depends on the evidence up to it alone and carries everything that it rests on; a model that is
+certainly harmful is not promoted, one that passes no guardrail neither; the evidence is about the policy "serve the
+newest model", so it goes on over promotions and starts anew when the policy did harm.
 
-Shape legend: `N` rows, `K` pieces.
+Shape legend: `N` rows, `K` buckets of users.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from models.evaluate import Evaluation, Floats, log_losses
+from models.evaluate import Evaluation, Floats, Ints, log_losses
+from models.evidence import Evidence, EvidenceSummary, gather, is_above, is_below, summarise
 
-Decision = Literal["warmup", "promote", "hold", "reject"]
+Decision = Literal["warmup", "promote", "hold", "reject", "rollback"]
+Rule = Literal["non_inferiority", "superiority"]
 
 PROBABILITY_MIN = 1e-4  # predictions are clipped to [this, 1 - this] before they are compared: bounds what a row weighs
-BET_MAX = 0.5  # the cap c of the source
 SLIDE_SIGMAS = 3.0  # harm on the newest slide alone that holds a promotion back; chosen by hand
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Sums over the pieces so far, each piece scaled to x in [0, 1] with 1/2 for "no difference".
-
-    Attributes:
-        pieces: How many.
-        total: Sum of x.
-        squares: Sum of (x - running mean)^2.
-        bets: Sum of the bets (the source's lambda).
-        gains: Sum of bet * x.
-        penalty: Sum of the variance terms.
-    """
-
-    pieces: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-    bets: float = 0.0
-    gains: float = 0.0
-    penalty: float = 0.0
-
-
-@dataclass(frozen=True)
-class EvidenceSummary:
-    """Log loss of the newest model minus the champion's, nats per impression; None without evidence.
-
-    Attributes:
-        mean: Weighted mean difference.
-        lower: Below it with probability alpha at most, at any look.
-        upper: Above it with probability alpha at most, at any look.
-        pieces: How many pieces of evidence.
-    """
-
-    mean: float | None
-    lower: float | None
-    upper: float | None
-    pieces: int
+SLICES = ("new", "rare", "common")  # items by what had settled of them when they were shown
+BUCKETS_MIN = 10  # fewer say too little about the noise between buckets; chosen by hand
+RARE_MIN, COMMON_MIN = 1.0, 100.0  # impressions (longest memory) from which on an item is rare, or common; by hand
 
 
 @dataclass(frozen=True)
 class GateRules:
     """When to promote; see `[gate]` in infra/settings.py for each."""
 
+    rule: Rule
     alpha: float
     margin: float
     buckets: int
     evidence_clip: float
     clicks_min: int
     calibration: tuple[float, float]
+    shift_max: float
+    slice_margin: float
+    harm_max: float
+    rollback_wait: int
+
+    @property
+    def threshold(self) -> float:
+        """Difference that the challenger must certainly stay below, nats per impression."""
+        return self.margin if self.rule == "non_inferiority" else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one slide says of the newest model against the champion.
+
+    Attributes:
+        pieces: Mean log-loss difference of each bucket of users that has rows, (K,).
+        slices: The same of each slice of items that has rows.
+        shift: Mean prediction of the newest model over the champion's; None without rows.
+    """
+
+    pieces: Floats
+    slices: Mapping[str, Floats]
+    shift: float | None
+
+
+@dataclass(frozen=True)
+class Guard:
+    """One guardrail on one slide.
+
+    Attributes:
+        name: clicks, calibration, shift, slide, or `slice NAME`.
+        value: What was found; None when it could not be said.
+        low: The least that lets a promotion pass, if any.
+        high: The most, if any.
+        passes: Whether it does.
+    """
+
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    passes: bool
+
+    def __str__(self) -> str:
+        """What was wrong, for people."""
+        if self.name in _REASONS and self.value is not None:
+            return _REASONS[self.name].format(self.value, self.low)
+        if self.name.startswith("sli") and self.value is not None:
+            where = "this slide alone" if self.name == "slide" else f"{self.name.removeprefix('slice ')} items"
+            return f"worse on {where}: by at least {self.value:.4f} nats against {self.high}"
+        return f"{self.name} must lie in [{self.low:g}, {self.high:g}], got {self.value}"
+
+
+_REASONS = {"clicks": "{:.0f} clicks are too few, {:.0f} are needed"}
 
 
 @dataclass(frozen=True)
@@ -83,112 +105,124 @@ class GateDecision:
     """What follows from a slide.
 
     Attributes:
-        decision: promote, hold or reject.
+        decision: warmup, promote, hold, reject or rollback.
         reason: Why, for people.
         summary: What it rests on.
         evidence: What the next slide adds to.
+        guards: The guardrails, those that were passed too; empty where nothing was compared.
     """
 
     decision: Decision
     reason: str
     summary: EvidenceSummary
     evidence: Evidence
+    guards: tuple[Guard, ...] = ()
 
 
-def judge(evidence: Evidence, new: Floats, latest: Evaluation, rules: GateRules) -> GateDecision:
+def judge(evidence: Evidence, new: Comparison, latest: Evaluation, rules: GateRules) -> GateDecision:
     """Return what follows for the newest model from one more slide.
 
     Args:
         evidence: What was known before the slide.
-        new: Pieces of evidence of the slide, (K,).
+        new: The slide's comparison.
         latest: How good the newest model's predictions of the slide were.
         rules: The rules.
     """
-    if latest.clicks < rules.clicks_min:
-        reason = f"{latest.clicks} clicks are too few, {rules.clicks_min} are needed"
-        return GateDecision("hold", reason, summarise(evidence, rules), evidence)
-    evidence = gather(evidence, new, rules)
-    summary = summarise(evidence, rules)
-    if summary.lower is not None and summary.lower > rules.margin:
+    guards = check(new, latest, rules)
+    if not guards[0].passes:
+        return GateDecision("hold", str(guards[0]), summary_of(evidence, rules), evidence, guards)
+    evidence = gather(evidence, new.pieces, rules.margin)
+    summary = summary_of(evidence, rules)
+    if is_above(evidence, rules.margin, rules.alpha):
         reason = f"worse by more than the margin: at least {summary.lower:.4f} nats against {rules.margin}"
-        return GateDecision("reject", reason, summary, Evidence())
-    if summary.upper is None or summary.upper >= rules.margin:
-        reason = "no evidence yet" if summary.upper is None else f"may be worse by {summary.upper:.4f} nats"
-        reason += f", margin {rules.margin}"
-        return GateDecision("hold", reason, summary, evidence)
-    if guard := _guard(new, latest, rules):
-        return GateDecision("hold", guard, summary, evidence)
+        return GateDecision("reject", reason, summary, Evidence(), guards)
+    if not is_below(evidence, rules.threshold, rules.alpha):
+        return GateDecision("hold", _doubt(summary, rules), summary, evidence, guards)
+    if failed := [str(guard) for guard in guards if not guard.passes]:
+        return GateDecision("hold", "; ".join(failed), summary, evidence, guards)
     reason = f"not worse by more than the margin: at most {summary.upper:+.4f} nats against {rules.margin}"
-    return GateDecision("promote", reason, summary, evidence)
+    if rules.rule == "superiority":
+        reason = f"better: by at least {-(summary.upper or 0.0):.4f} nats"
+    return GateDecision("promote", reason, summary, evidence, guards)
 
 
-def compare(
+def compare(  # noqa: PLR0917  # the columns of one slide
     latest: npt.NDArray[np.floating],
     champion: npt.NDArray[np.floating],
     clicks: Floats,
-    buckets: npt.NDArray[np.int64],
+    buckets: Ints,
+    slices: Ints,
     evidence_clip: float,
-) -> Floats:
-    """Return the pieces of evidence of one slide: the mean log-loss difference of each bucket that has rows, (K,).
+) -> Comparison:
+    """Return what one slide says.
 
     Args:
         latest: Predicted probabilities of the newest model, (N,).
         champion: The champion's, (N,).
         clicks: 0 or 1, (N,).
         buckets: Which bucket each row's user falls into, (N,).
-        evidence_clip: Bound of one piece.
+        slices: Which of `SLICES` each row's item falls into, (N,).
+        evidence_clip: Bound of one bucket's mean difference, nats.
     """
     losses = [log_losses(p.astype(np.float64), clicks, PROBABILITY_MIN) for p in (latest, champion)]
-    rows = np.bincount(buckets)
-    sums = np.bincount(buckets, losses[0] - losses[1])
-    return np.clip(sums[rows > 0] / rows[rows > 0], -evidence_clip, evidence_clip)
-
-
-def gather(evidence: Evidence, new: Floats, rules: GateRules) -> Evidence:
-    """Return the evidence with the pieces of one more slide, (K,), in their order.
-
-    Source: Waudby-Smith and Ramdas, arXiv:2010.09686, Theorem 2 (predictable plug-in empirical-Bernstein), one-sided:
-    log(1/alpha) stands where the two-sided form has log(2/alpha).
-    """
-    if not len(new):
-        return evidence
-    x = (new + rules.evidence_clip) / (2.0 * rules.evidence_clip)
-    i = evidence.pieces + np.arange(1, len(x) + 1)
-    mean = (0.5 + evidence.total + np.cumsum(x)) / (i + 1)
-    squares = evidence.squares + np.cumsum((x - mean) ** 2)
-    mean_before = np.concatenate([[(0.5 + evidence.total) / i[0]], mean[:-1]])
-    variance_before = (0.25 + np.concatenate([[evidence.squares], squares[:-1]])) / i
-    bet = np.minimum(np.sqrt(2.0 * math.log(1.0 / rules.alpha) / (variance_before * i * np.log1p(i))), BET_MAX)
-    penalty = (x - mean_before) ** 2 * (-np.log1p(-bet) - bet)  # v_i psi_E(lambda_i): the 4 and the 1/4 cancel
-    return Evidence(
-        pieces=evidence.pieces + len(x),
-        total=evidence.total + float(x.sum()),
-        squares=float(squares[-1]),
-        bets=evidence.bets + float(bet.sum()),
-        gains=evidence.gains + float((bet * x).sum()),
-        penalty=evidence.penalty + float(penalty.sum()),
+    difference = losses[0] - losses[1]
+    return Comparison(
+        pieces=_bucket_means(difference, buckets, evidence_clip),
+        slices={
+            name: _bucket_means(difference[slices == index], buckets[slices == index], evidence_clip)
+            for index, name in enumerate(SLICES)
+            if (slices == index).any()
+        },
+        shift=float(latest.mean(dtype=np.float64) / champion.mean(dtype=np.float64)) if len(clicks) else None,
     )
 
 
-def summarise(evidence: Evidence, rules: GateRules) -> EvidenceSummary:
-    """Return the mean difference and its two one-sided bounds, in nats per impression."""
-    if not evidence.pieces:
-        return EvidenceSummary(None, None, None, 0)
-    centre = evidence.gains / evidence.bets
-    reach = (math.log(1.0 / rules.alpha) + evidence.penalty) / evidence.bets
-    mean, lower, upper = (
-        rules.evidence_clip * (2.0 * min(max(x, 0.0), 1.0) - 1.0) for x in (centre, centre - reach, centre + reach)
-    )
-    return EvidenceSummary(mean, lower, upper, evidence.pieces)
+def slice_items(impressions: Floats) -> Ints:
+    """Return which of `SLICES` items fall into by their impressions so far (longest memory), (N,)."""
+    return np.digitize(impressions, [RARE_MIN, COMMON_MIN]).astype(np.int64)
 
 
-def _guard(new: Floats, latest: Evaluation, rules: GateRules) -> str:
-    """Return why a promotion must wait although the evidence allows it, or nothing."""
+def summary_of(evidence: Evidence, rules: GateRules) -> EvidenceSummary:
+    """Return what is known, with bounds as the rules want them."""
+    return summarise(evidence, rules.alpha, rules.evidence_clip)
+
+
+def check(new: Comparison, latest: Evaluation, rules: GateRules) -> tuple[Guard, ...]:
+    """Return all guardrails of a slide; the first is that of the clicks, without which nothing is evidence."""
     low, high = rules.calibration
-    if latest.calibration is None or not low <= latest.calibration <= high:
-        return f"calibration must lie in [{low}, {high}], got {latest.calibration}"
-    if len(new) > 1:
-        certain = float(new.mean() - SLIDE_SIGMAS * new.std(ddof=1) / math.sqrt(len(new)))
-        if certain > rules.margin:
-            return f"worse on this slide alone: by at least {certain:.4f} nats against {rules.margin}"
-    return ""
+    harms = {"slide": (new.pieces, rules.margin)}
+    harms |= {f"slice {name}": (pieces, rules.slice_margin) for name, pieces in new.slices.items()}
+    return (
+        _guard("clicks", float(latest.clicks), low=rules.clicks_min),
+        _guard("calibration", latest.calibration, low=low, high=high),
+        _guard("shift", new.shift, low=1.0 / rules.shift_max, high=rules.shift_max),
+        *(
+            _guard(name, certain_harm(pieces), high=limit)
+            for name, (pieces, limit) in harms.items()
+            if len(pieces) >= BUCKETS_MIN
+        ),
+    )
+
+
+def certain_harm(pieces: Floats) -> float:
+    """Return how much worse rows are beyond the noise between buckets, (K,), in nats; negative where they are not."""
+    return float(pieces.mean() - SLIDE_SIGMAS * pieces.std(ddof=1) / math.sqrt(len(pieces)))
+
+
+def _doubt(summary: EvidenceSummary, rules: GateRules) -> str:
+    """Return why the evidence does not allow a promotion."""
+    if summary.upper is None or summary.upper >= rules.evidence_clip:
+        return f"{summary.pieces} slides say too little yet"
+    return f"may be worse by {summary.upper:.4f} nats, margin {rules.threshold}"
+
+
+def _guard(name: str, value: float | None, low: float | None = None, high: float | None = None) -> Guard:
+    passes = value is not None and (low is None or low <= value) and (high is None or value <= high)
+    return Guard(name, value, low, high, passes)
+
+
+def _bucket_means(difference: Floats, buckets: Ints, evidence_clip: float) -> Floats:
+    """Return the mean difference of each bucket that has rows, clipped, (K,)."""
+    rows = np.bincount(buckets)
+    sums = np.bincount(buckets, difference)
+    return np.clip(sums[rows > 0] / rows[rows > 0], -evidence_clip, evidence_clip)

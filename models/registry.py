@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from features.fields import Field
 from models.snapshot import Snapshot, SnapshotError, from_arrays, schema_digest, to_arrays
 
-FORMAT = 1
+FORMAT = 2  # 1: the gate's evidence was gathered by buckets, and there was no shadow
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 _REST = ("family", "slide", "parent", "fields", "levels", "network", "dim", "hidden", "prior", "ways", "learnt")
 
@@ -100,7 +100,7 @@ class Registry:
             rest = {name: manifest[name] for name in _REST}
             rest |= {name: tuple(manifest[name]) for name in ("levels", "hidden", "ways", "learnt")}
             rest["fields"] = msgspec.convert(manifest["fields"], tuple[Field, ...])
-            snapshot = from_arrays(safetensors.numpy.load(tensors), rest)
+            snapshot = from_arrays(safetensors.numpy.load(tensors), rest, manifest["former"])
         except (SafetensorError, KeyError, msgspec.ValidationError) as error:
             raise _refused(version, f"hold everything of format {FORMAT}", f"{error!r}", _AGAIN) from error
         if snapshot.digest != manifest["digest"] or snapshot.version != version:
@@ -167,6 +167,7 @@ def _manifest(snapshot: Snapshot, tensors: bytes, context: Manifest) -> Manifest
         "format": FORMAT,
         "version": snapshot.version,
         **{name: getattr(snapshot, name) for name in _REST},
+        "former": snapshot.shadow.former,
         "fields": msgspec.to_builtins(snapshot.fields),
         "schema": schema_digest(snapshot.fields),
         "digest": snapshot.digest,

@@ -28,9 +28,10 @@ from features.encode import slot_fields
 from features.fields import Field
 from features.priors import PriorTable, SettledRows, advance
 from features.vocabulary import Vocabulary
-from models.gate import Evidence
+from models.evidence import Evidence
 from models.networks.build import build_network
 from models.networks.network import Network, Way
+from models.shadow import Shadow
 
 Arrays = dict[str, npt.NDArray[Any]]
 FeaturePrior = Literal["none", "frozen", "live"]
@@ -66,6 +67,7 @@ class Snapshot:
         origin_s: When the first row of all settled; inf before the first.
         evidence: What the gate has gathered.
         learnt: Slides learnt since the state that the champion has; they are lost when this lineage is rejected.
+        shadow: The former champion that is watched against what serves, and what follows from rollbacks.
     """
 
     family: str
@@ -86,6 +88,7 @@ class Snapshot:
     origin_s: float
     evidence: Evidence
     learnt: tuple[int, ...] = ()
+    shadow: Shadow = dataclasses.field(default_factory=Shadow)
 
     @cached_property
     def priors(self) -> PriorTable:
@@ -132,20 +135,28 @@ def to_arrays(snapshot: Snapshot) -> Arrays:
     arrays |= {f"base.{field.name}": np.atleast_1d(getattr(base, field.name)) for field in dataclasses.fields(base)}
     arrays |= {f"recent.{field.name}": getattr(recent, field.name) for field in dataclasses.fields(recent)}
     arrays["vocabulary.keys"] = snapshot.vocabulary.keys
-    arrays["evidence"] = np.array([getattr(snapshot.evidence, name) for name in _EVIDENCE], np.float64)
+    arrays["evidence"] = _evidence_array(snapshot.evidence)
+    arrays["shadow.evidence"] = _evidence_array(snapshot.shadow.evidence)
+    arrays["shadow.counts"] = np.array([snapshot.shadow.alarms, snapshot.shadow.wait], np.int64)
+    arrays["shadow.learnt"] = np.array(snapshot.shadow.learnt, np.int64)
     arrays["times"] = np.array([snapshot.end_s, snapshot.origin_s])
     return arrays
 
 
-def from_arrays(arrays: Mapping[str, npt.NDArray[Any]], rest: Mapping[str, Any]) -> Snapshot:
+def from_arrays(arrays: Mapping[str, npt.NDArray[Any]], rest: Mapping[str, Any], former: str = "") -> Snapshot:
     """Return the snapshot with these arrays and, by attribute name, everything that is no array.
+
+    Args:
+        arrays: Those of `to_arrays`.
+        rest: Attributes that are neither arrays nor the shadow.
+        former: Version of the champion in the shadow.
 
     Raises:
         KeyError: If an array is missing.
     """
     base: dict[str, Any] = {field.name: arrays[f"base.{field.name}"] for field in dataclasses.fields(PriorTable)}
     base["as_of_s"] = float(base["as_of_s"][0])
-    pieces, *sums = arrays["evidence"].tolist()
+    alarms, wait = arrays["shadow.counts"].tolist()
     return Snapshot(
         tensors={
             name.removeprefix("tensors."): torch.from_numpy(np.array(array))
@@ -157,6 +168,22 @@ def from_arrays(arrays: Mapping[str, npt.NDArray[Any]], rest: Mapping[str, Any])
         recent=SettledRows(**{field.name: arrays[f"recent.{field.name}"] for field in dataclasses.fields(SettledRows)}),
         end_s=float(arrays["times"][0]),
         origin_s=float(arrays["times"][1]),
-        evidence=Evidence(int(pieces), *sums),
+        evidence=_evidence(arrays["evidence"]),
+        shadow=Shadow(
+            former=former,
+            learnt=tuple(arrays["shadow.learnt"].tolist()),
+            evidence=_evidence(arrays["shadow.evidence"]),
+            alarms=alarms,
+            wait=wait,
+        ),
         **rest,
     )
+
+
+def _evidence_array(evidence: Evidence) -> npt.NDArray[np.float64]:
+    return np.array([getattr(evidence, name) for name in _EVIDENCE], np.float64)
+
+
+def _evidence(array: npt.NDArray[Any]) -> Evidence:
+    pieces, *sums = array.tolist()
+    return Evidence(int(pieces), *sums)

@@ -1,7 +1,8 @@
 """One step of learning: score a slide, decide, train on it, move the counts on. Backtest and trainer take the same one.
 
-Owns the two pointers, `latest` (the lineage that learns) and `champion` (what serves), and the order of the step. Must
-not know where slides come from, where snapshots go or what time it is.
+Owns the pointers, `latest` (the lineage that learns), `champion` (what serves) and `former` (the champion before, while
+it is watched whether that was right), and the order of the step. Must not know where slides come from, where snapshots
+go or what time it is.
 
 Invariants: a slide is scored by models that have not seen it, on counts that had settled when each row was shown; rows
 that correct an earlier impression are counted and learnt, but never scored nor evidence for the gate; the
@@ -29,11 +30,13 @@ from features.priors import CORRECTION, PriorTable, SettledRows, advance
 from features.vocabulary import Vocabulary, revise
 from models.batch import Inputs, Predictor, make_inputs
 from models.evaluate import Evaluation, evaluate
+from models.evidence import Evidence, EvidenceSummary
 from models.examples import Examples, read_examples
-from models.gate import Decision, Evidence, EvidenceSummary, GateDecision, GateRules, compare, judge, summarise
+from models.gate import Comparison, Decision, GateDecision, GateRules, Guard, Rule, compare, judge, summary_of
 from models.losses import Objective, Targets
 from models.networks.build import build_network, initial_tensors
 from models.networks.network import Way
+from models.shadow import Shadow, follow, look, remember, settle
 from models.snapshot import FeaturePrior, Snapshot
 from models.train import initial_embedding, move_rows, resolve_device, train
 from models.window import Slide
@@ -85,6 +88,11 @@ class Plan:
     evidence_clip: float
     clicks_min: int
     calibration: tuple[float, float]
+    rule: Rule
+    shift_max: float
+    slice_margin: float
+    harm_max: float
+    rollback_wait: int
 
     def __post_init__(self) -> None:
         """Check what would let a row see its own label."""
@@ -109,12 +117,14 @@ class UpdateReport:
         clicks: How many of them were clicked by then.
         champion: How good the champion's predictions of it were, before the decision.
         latest: How good the newest model's were, before it learnt the slide.
-        decision: warmup, promote, hold or reject.
+        decision: warmup, promote, hold, reject or rollback.
         reason: Why, for people.
         evidence: What the decision rests on.
+        guards: The gate's guardrails on the slide, those that were passed too.
         champion_version: What serves after the step.
         latest_version: What learns after the step.
-        lost: Slides whose learning was thrown away by a reject.
+        lost: Slides whose learning was thrown away by a reject or a rollback.
+        former_version: What served before and is watched in the shadow; empty: nothing is.
         values: Values that own an embedding row after the step.
         stale_rows: Rows shown too long before the slide to know what had settled then: counted, not learnt or scored.
         corrected: Clicks of earlier impressions that came too late for those: counted and learnt, not scored.
@@ -130,12 +140,14 @@ class UpdateReport:
     decision: Decision
     reason: str
     evidence: EvidenceSummary
+    guards: tuple[Guard, ...]
     champion_version: str
     latest_version: str
     lost: tuple[int, ...]
     values: int
     stale_rows: int
     corrected: int
+    former_version: str
 
 
 @dataclass(frozen=True)
@@ -149,13 +161,14 @@ class _Scored:
 
 
 class Learner:
-    """The whole learning state: two snapshots, and the step that makes new ones.
+    """The whole learning state: its snapshots, and the step that makes new ones.
 
     Attributes:
         latest: The newest state of the lineage that learns.
         champion: What serves.
-        scores: Predictions of the last slide's rows that are not stale, in their order, by "latest" and, with a gate,
-            by "champion".
+        former: What served before, while it is watched whether the promotion was right; else None.
+        scores: Predictions of the last slide's rows that are not stale, in their order, by the pointers' names; without
+            a gate by "latest" alone.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -163,20 +176,25 @@ class Learner:
         self._plan = plan
         self._device = resolve_device(plan.device)
         self.latest = self.champion = initial_snapshot(plan)
+        self.former: Snapshot | None = None
         self.scores: dict[str, Probabilities] = {}
         self._scored: _Scored | None = None
 
     @classmethod
-    def resume(cls, plan: Plan, latest: Snapshot, champion: Snapshot) -> Learner:
-        """Return the learner that saved these snapshots.
+    def resume(cls, plan: Plan, latest: Snapshot, champion: Snapshot, former: Snapshot | None = None) -> Learner:
+        """Return the learner that saved these snapshots; `former` is the one that `latest` names in its shadow.
 
         Raises:
-            ValueError: If a snapshot was made by a plan with other fields, network or half-lives.
+            ValueError: If a snapshot was made by a plan with other fields, network or half-lives, or none is given of
+                what is watched.
         """
-        for snapshot in (latest, champion):
+        for snapshot in (latest, champion, *([former] if former else [])):
             _check_fits(plan, snapshot)
+        if (got := former.version if former else "") != latest.shadow.former:
+            rule = f"be resumed with the former champion {latest.shadow.former or 'left out'}"
+            raise ValueError(f"snapshot {latest.version} must {rule}, got {got or 'none'}; restore it in the registry")
         learner = cls(plan)
-        learner.latest, learner.champion = latest, champion
+        learner.latest, learner.champion, learner.former = latest, champion, former
         return learner
 
     def score(self, slide: Slide) -> Examples:
@@ -199,10 +217,10 @@ class Learner:
         evaluations = {name: evaluate(p, examples.clicks, examples.groups) for name, p in self.scores.items()}
         origin_s = before.origin_s if before.slide is not None else _first_s(slide)
         is_warmup = slide.end_s <= origin_s + self._plan.warmup_s
-        verdict = self._decide(examples, evaluations["latest"], is_warmup=is_warmup)
+        verdict, shadow = self._verdict(examples, evaluations["latest"], is_warmup=is_warmup)
         after = count_slide(before, slide, examples.settled, self._plan)
-        after = dataclasses.replace(after, origin_s=origin_s, evidence=verdict.evidence)
-        name = "champion" if verdict.decision == "reject" else "latest"
+        after = dataclasses.replace(after, origin_s=origin_s, evidence=verdict.evidence, shadow=shadow)
+        name = {"reject": "champion", "rollback": "former"}.get(verdict.decision, "latest")
         start = dict(self._pointers())[name]
         after = dataclasses.replace(
             after,
@@ -217,8 +235,7 @@ class Learner:
                 late = make_inputs(examples.late.keys, examples.late.counts, start, self._device)
                 inputs, targets = inputs.followed_by(late), targets.followed_by_late(len(late))
             after = self._train(start, after, inputs, targets)
-        if verdict.decision in ("warmup", "promote"):
-            self.champion = before
+        self._point(before, start, verdict.decision, shadow)
         self.latest = after
         impressions = slide.frame.filter(pl.col("kind") != CORRECTION)
         return UpdateReport(
@@ -232,34 +249,116 @@ class Learner:
             decision=verdict.decision,
             reason=verdict.reason,
             evidence=verdict.summary,
+            guards=verdict.guards,
             champion_version=self.champion.version,
             latest_version=after.version,
-            lost=before.learnt if verdict.decision == "reject" else (),
+            lost={"reject": before.learnt, "rollback": before.shadow.learnt}.get(verdict.decision, ()),
             values=len(after.vocabulary) - 1,
             stale_rows=len(impressions) - len(examples.clicks),
             corrected=len(slide.frame) - len(impressions),
+            former_version=shadow.former,
+        )
+
+    def promote(self, snapshot: Snapshot) -> None:
+        """Let a snapshot serve because a person wants it; what learns goes on learning, evidence begins anew.
+
+        If it is the newest model, what served until now is watched as after any promotion; else the gate promotes
+        nothing for `rollback_wait` slides.
+
+        Raises:
+            ValueError: If it serves already, or was made by another plan.
+        """
+        _check_fits(self._plan, snapshot)
+        if snapshot.version == self.champion.version:
+            raise ValueError(
+                f"snapshot {snapshot.version} must not serve already to be promoted; nothing is to be done"
+            )
+        is_newest = snapshot.version == self.latest.version
+        first = -1 if snapshot.slide is None else snapshot.slide
+        since = tuple(range(first + 1, (self.latest.slide or 0) + 1))
+        shadow = Shadow(wait=self._plan.rollback_wait)
+        if is_newest:
+            shadow = Shadow(former=self.champion.version, learnt=self.latest.learnt)
+        self.former = self.champion if is_newest else None
+        self.champion = snapshot
+        learnt = () if is_newest else since
+        self.latest = dataclasses.replace(self.latest, evidence=Evidence(), learnt=learnt, shadow=shadow)
+
+    def roll_back(self, snapshot: Snapshot) -> None:
+        """Let a snapshot serve because a person wants it, and go on learning from it; the counts stay as they are.
+
+        Raises:
+            ValueError: If it was made by another plan.
+        """
+        _check_fits(self._plan, snapshot)
+        self.champion, self.former = snapshot, None
+        self.latest = dataclasses.replace(
+            self.latest,
+            parent=snapshot.version,
+            tensors=snapshot.tensors,
+            vocabulary=snapshot.vocabulary,
+            evidence=Evidence(),
+            learnt=(),
+            shadow=Shadow(wait=self._plan.rollback_wait),
         )
 
     def _pointers(self) -> tuple[tuple[str, Snapshot], ...]:
-        latest = ("latest", self.latest)
-        return (latest, ("champion", self.champion)) if self._plan.is_gated else (latest,)
+        pointers = ("latest", self.latest), ("champion", self.champion)
+        if not self._plan.is_gated:
+            return pointers[:1]
+        return pointers if self.former is None else (*pointers, ("former", self.former))
+
+    def _verdict(self, examples: Examples, latest: Evaluation, *, is_warmup: bool) -> tuple[GateDecision, Shadow]:
+        """Return what the slide decides, and what is watched from now on."""
+        if not self._plan.is_gated:
+            nothing = Evidence()
+            summary = summary_of(nothing, self._plan.gate)
+            return GateDecision("promote", "there is no gate", summary, nothing), Shadow()
+        watched = self._watch(examples, latest)
+        verdict = settle(self._decide(examples, latest, is_warmup=is_warmup), watched, self._plan.gate)
+        learnt = () if is_warmup else self.latest.learnt
+        return verdict, follow(watched, verdict, self._plan.gate, champion=self.champion.version, learnt=learnt)
+
+    def _point(self, before: Snapshot, start: Snapshot, decision: Decision, shadow: Shadow) -> None:
+        """Set what serves and what is watched after a decision."""
+        served = self.champion
+        if decision in ("warmup", "promote"):
+            self.champion = before
+        elif decision == "rollback":
+            self.champion = start
+        if shadow.former == served.version:
+            self.former = served
+        elif not shadow.former:
+            self.former = None
+
+    def _watch(self, examples: Examples, latest: Evaluation) -> Shadow:
+        """Return the shadow with what the slide says of the champion against the one before."""
+        rules, new = self._plan.gate, None
+        if self.former is not None and latest.clicks >= rules.clicks_min:
+            new = self._compare("champion", "former", examples).pieces
+        return look(self.latest.shadow, new, rules)
+
+    def _compare(self, newer: str, older: str, examples: Examples) -> Comparison:
+        return compare(
+            self.scores[newer],
+            self.scores[older],
+            examples.clicks,
+            buckets=examples.buckets,
+            slices=examples.slices,
+            evidence_clip=self._plan.evidence_clip,
+        )
 
     def _inputs(self, examples: Examples, snapshot: Snapshot) -> Inputs:
         return make_inputs(examples.keys, examples.counts, snapshot, self._device)
 
     def _decide(self, examples: Examples, latest: Evaluation, *, is_warmup: bool) -> GateDecision:
         evidence, rules = self.latest.evidence, self._plan.gate
-        summary = summarise(evidence, rules)
-        if not self._plan.is_gated:
-            return GateDecision("promote", "there is no gate", summary, evidence)
+        summary = summary_of(evidence, rules)
         if is_warmup:
             return GateDecision("warmup", "every model is promoted during the warm-up", summary, evidence)
         if not self.latest.learnt:
             return GateDecision("hold", "the newest model is the champion", summary, evidence)
-        pieces = compare(
-            self.scores["latest"], self.scores["champion"], examples.clicks, examples.buckets, rules.evidence_clip
-        )
-        return judge(evidence, pieces, latest, rules)
+        return judge(evidence, self._compare("latest", "champion", examples), latest, rules)
 
     def _targets(self, examples: Examples, teacher: Logits) -> Targets:
         """Return what the rows are learnt from by a model that goes on from the one with these logits."""
@@ -296,6 +395,7 @@ class Learner:
             vocabulary=vocabulary,
             base=dataclasses.replace(after.base, strength=priors.strength),
             learnt=(*after.learnt, after.slide),
+            shadow=remember(after.shadow, after.slide),
         )
 
 

@@ -25,6 +25,8 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     bridge_worker.py E the bridge on Kafka
     feed.py E each block once, whatever Faust delivers
     announcement.py E what the trainer says on `snapshots`
+    explain.py E why a model serves, in words
+    commands.py E what people ask of a trainer on `commands`
     user_push.py E users of the live priors into the store
     prior_worker.py E the priors on Kafka
     train_worker.py E the trainer on Kafka
@@ -34,6 +36,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     compare/ E many strategies over one file, each predicting a slide before it learns it
     dlq.py E dead letters: reading them, sending them again
     audit/ E the labels worked out a second time, and compared
+    models_command.py E which models there are, why one serves, and asking for another
     rows.py E records of any topic as rows that people read
     tables.py E what the command line shows as tables
     demo/ E everything at once, on one screen

@@ -16,6 +16,21 @@ from stream.roles import Cluster
 VERSION = 1
 
 
+class Promotion(msgspec.Struct, frozen=True):
+    """The decision since which the champion serves: `slide`, `decision`, ... as in its announcement.
+
+    Attributes:
+        former: Version of what served before.
+    """
+
+    slide: int
+    decision: str
+    reason: str
+    evidence: dict[str, Any]
+    guards: list[dict[str, Any]]
+    former: str
+
+
 class Announcement(msgspec.Struct, frozen=True):
     """One decision about one model family; the key of the record is the family.
 
@@ -23,13 +38,17 @@ class Announcement(msgspec.Struct, frozen=True):
         slide: The slide that was scored, and then learnt.
         champion: Version of the snapshot that serves from now on.
         latest: Version of the newest snapshot of the lineage that learns.
-        decision: warmup | promote | hold | reject.
+        decision: warmup | promote | hold | reject | rollback.
         reason: Why, for people.
         evaluation: `champion` and `latest` on the slide before it was learnt: rows, clicks, logloss, auc, ...
-        evidence: The gate's mean log-loss difference with its bounds and how many pieces it rests on.
+        evidence: The gate's mean log-loss difference with its bounds and how many slides it rests on.
+        guards: The gate's guardrails with what was found, its limits and whether it passed.
+        former: Version of the champion before, while it is watched whether the promotion was right; else empty.
+        since: The decision since which the champion serves; None before the first slide or where it is not known.
+        commands: Offset after the last record of `commands` that was heeded.
         start_s: Begin of the slide, event time.
         end_s: End of the slide, event time.
-        lost: Slides thrown away by a reject.
+        lost: Slides thrown away by a reject or a rollback.
         learn_s: Wall time that scoring and learning took, seconds.
     """
 
@@ -45,6 +64,10 @@ class Announcement(msgspec.Struct, frozen=True):
     end_s: float
     lost: list[int] = []
     learn_s: float = 0.0
+    guards: list[dict[str, Any]] = []
+    former: str = ""
+    since: Promotion | None = None
+    commands: int = 0
     v: int = VERSION
 
 

@@ -42,6 +42,8 @@ app.add_typer(broker_app, name="broker")
 app.add_typer(topics_app, name="topics")
 dlq_app = typer.Typer(help="Dead letters: what could not be used, and sending it again.", no_args_is_help=True)
 app.add_typer(dlq_app, name="dlq")
+models_app = typer.Typer(help="Snapshots: which there are, which serves and why.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
 
 Config = Annotated[Path, typer.Argument(help="The TOML file of the deployment.", show_default=False)]
 DataDir = Annotated[Path | None, typer.Option("--data", help="Where the log's files are; default: the data directory.")]
@@ -56,6 +58,9 @@ Until = Annotated[str | None, typer.Option("--until", help="Appended before this
 LetterOffset = Annotated[
     list[int] | None, typer.Option("--offset", help="Only the letter of this offset; may be given several times.")
 ]
+
+Version = Annotated[str, typer.Argument(help="Version of a snapshot.", show_default=False)]
+Note = Annotated[str, typer.Option("--note", help="Why, for those who ask later.")]
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -516,6 +521,78 @@ def dlq_requeue(
         sent = asyncio.run(requeue(settings, find_cluster(settings), wanted, choice, confirm=confirm))
         result = (sent or plans[0]).to_dict() | {"sent": sent is not None}
         _report(json, result, f"{sent.letters.total() if sent else 0} letters sent again")
+
+
+@models_app.command("list")
+def models_list(config: Config, json: Json = None) -> None:
+    """Show the snapshots of the model family, how good they were and what became of them."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.models_command import list_models
+        from stream.roles import find_cluster
+
+        found = asyncio.run(list_models(settings, find_cluster(settings)))
+        if json is None:
+            from stream.tables import model_table
+
+            out.print(model_table(found))
+        _report(
+            json, found, f"{len(found['models'])} snapshots of {found['family']}; {found['champion'] or 'none'} serves"
+        )
+
+
+@models_app.command("show")
+def models_show(config: Config, version: Version, json: Json = None) -> None:
+    """Print the manifest of one snapshot."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.models_command import show_model
+
+        _write_json(json or "-", show_model(settings, version))
+
+
+@models_app.command("why")
+def models_why(config: Config, json: Json = None) -> None:
+    """Say why the snapshot that serves does: the decision, its evidence and its guardrails."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.models_command import why
+        from stream.roles import find_cluster
+
+        found = asyncio.run(why(settings, find_cluster(settings)))
+        if json is None:
+            for line in found["text"]:
+                out.print(line, markup=False, highlight=False)
+        else:
+            _write_json(json, found)
+
+
+@models_app.command("promote")
+def models_promote(config: Config, version: Version, note: Note = "", json: Json = None) -> None:
+    """Let a snapshot serve from the next slide on; what learns goes on learning."""
+    with _clear_errors():
+        _ask(read_settings(config), "promote", version, note, json)
+
+
+@models_app.command("rollback")
+def models_rollback(
+    config: Config,
+    to: Annotated[str, typer.Option("--to", help="Version; default: what served before.", show_default=False)] = "",
+    note: Note = "",
+    json: Json = None,
+) -> None:
+    """Let what served before serve again from the next slide on, and go on learning from it."""
+    with _clear_errors():
+        _ask(read_settings(config), "rollback", to, note, json)
+
+
+def _ask(settings: Settings, action: Literal["promote", "rollback"], version: str, note: str, json: str | None) -> None:
+    from stream.models_command import ask
+    from stream.roles import find_cluster
+
+    asked = asyncio.run(ask(settings, find_cluster(settings), action, version, note))
+    result = msgspec.to_builtins(asked.command) | {"offset": asked.offset, "has_trainer": asked.has_trainer}
+    _report(json, result, asked.text)
 
 
 async def _show_letters(cluster: Cluster, wanted: Wanted, limit: int) -> None:

@@ -68,5 +68,10 @@ def new_plan(settings: Settings) -> Plan:
         evidence_clip=gate.evidence_clip,
         clicks_min=gate.clicks_min,
         calibration=gate.calibration,
+        rule=gate.rule,
+        shift_max=gate.shift_max,
+        slice_margin=gate.slice_margin,
+        harm_max=gate.harm_max,
+        rollback_wait=gate.rollback_wait,
     )
     return LEARNERS[update.strategy](plan)

@@ -36,5 +36,15 @@ def letter_tables(found: dict[str, Any]) -> Iterator[Table]:
     yield newest
 
 
+def model_table(found: dict[str, Any]) -> Table:
+    """Return the table of `freshrank models list`."""
+    table = Table("slide", "version", "does", "log loss", "AUC", "calibration", "decision", "parent")
+    for row in found["models"]:
+        figures = ("–" if row[name] is None else f"{row[name]:.4f}" for name in ("logloss", "auc", "calibration"))
+        slide = "initial" if row["slide"] is None else str(row["slide"])
+        table.add_row(slide, row["version"], row["does"], *figures, row["decision"] or "", row["parent"])
+    return table
+
+
 def _moment(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -16,6 +16,7 @@ from dataclasses import asdict
 
 import faust
 import mode
+import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
@@ -24,7 +25,8 @@ from models.registry import Registry
 from models.train import use_threads
 from models.update import Learner, UpdateReport
 from models.window import Slide, Window
-from stream.announcement import Announcement, encode_announcement, newest_announcement
+from stream.announcement import Announcement, Promotion, encode_announcement, newest_announcement
+from stream.commands import Command, read_commands
 from stream.feed import Block, BlockFeed, saved_positions
 from stream.kafka import Record
 from stream.plan import new_plan
@@ -89,7 +91,7 @@ class TrainService(mode.Service):
         await admin.start()
         try:
             deadline_s = time.monotonic() + TAKEOVER_S
-            while members := await _members(admin, self._group):
+            while members := await group_members(admin, self._group):
                 if time.monotonic() > deadline_s:
                     raise RoleError(
                         f"one trainer per model family: {self._group} must have no member, got {members};"
@@ -102,15 +104,17 @@ class TrainService(mode.Service):
     async def _restore(self) -> dict[int, int]:
         """Set the learner and the window as the newest announcement says; return where to read each partition."""
         plan, slides = new_plan(self._settings), new_slides(self._settings)
-        newest = await newest_announcement(self._cluster, self._settings.model.family)
+        newest = self._newest = await newest_announcement(self._cluster, self._settings.model.family)
+        self._commands = newest.commands if newest else 0
         if newest is None:
             self._learner = Learner(plan)
             self._window = Window(self._cluster.partitions, slides)
             return {}
         latest, manifest = self._registry.load(newest.latest, fields=self._settings.fields)
         champion, _ = self._registry.load(newest.champion, fields=self._settings.fields)
+        former = self._registry.load(newest.former, fields=self._settings.fields)[0] if newest.former else None
         assert latest.slide is not None
-        self._learner = Learner.resume(plan, latest, champion)
+        self._learner = Learner.resume(plan, latest, champion, former)
         self._window = Window(self._cluster.partitions, slides, first_open=latest.slide + 1)
         log.info("train: resumes after slide %d from %s", latest.slide, newest.latest)
         return saved_positions(manifest)
@@ -124,7 +128,8 @@ class TrainService(mode.Service):
     async def _learn(self, slide: Slide) -> None:
         loop = asyncio.get_running_loop()
         positions = self._window.positions()
-        announcement = await loop.run_in_executor(self._thread, self._learn_and_save, slide, positions)
+        commands = await read_commands(self._cluster, self._settings.model.family, self._commands)
+        announcement = await loop.run_in_executor(self._thread, self._learn_and_save, slide, positions, commands)
         assert self._producer is not None
         async with self._producer.transaction():
             await self._producer.send(
@@ -132,20 +137,65 @@ class TrainService(mode.Service):
             )
         log.info("train: slide %d, %s: %s", announcement.slide, announcement.decision, announcement.reason)
 
-    def _learn_and_save(self, slide: Slide, positions: dict[int, int]) -> Announcement:
+    def _learn_and_save(
+        self, slide: Slide, positions: dict[int, int], commands: list[tuple[int, Command]]
+    ) -> Announcement:
         started_s = time.perf_counter()
+        asked = None
+        for offset, command in commands:
+            asked = command if self._obey(command) else asked
+            self._commands = offset + 1
+        judged = self._learner.latest.version
         report = self._learner.learn(slide)
         learn_s = time.perf_counter() - started_s
-        announcement = to_announcement(self._settings.model.family, report, learn_s)
-        context = {"positions": positions, "decision": report.decision, "evaluation": announcement.evaluation}
+        announcement = to_announcement(self._settings.model.family, report, learn_s, self._newest, asked)
+        announcement = msgspec.structs.replace(announcement, commands=self._commands)
+        context = {"positions": positions, "judged": judged} | msgspec.to_builtins(announcement)
         for snapshot in (self._learner.champion, self._learner.latest):
             self._registry.save(snapshot, context)
-        self._registry.prune(self._settings.registry.keep, protect={report.champion_version, report.latest_version})
+        self._registry.prune(self._settings.registry.keep, protect=versions_in_use(announcement))
+        self._newest = announcement
         return announcement
 
+    def _obey(self, command: Command) -> bool:
+        """Do what a person asked for; return whether it could be done."""
+        try:
+            snapshot, _ = self._registry.load(command.version, fields=self._settings.fields)
+            (self._learner.promote if command.action == "promote" else self._learner.roll_back)(snapshot)
+        except ValueError as error:
+            log.warning("train: %s %s was asked for and cannot be done: %s", command.action, command.version, error)
+            return False
+        self._registry.save(self._learner.latest, {"asked": msgspec.to_builtins(command)})  # the next one's parent
+        log.info("train: %s %s as asked for", command.action, command.version)
+        return True
 
-def to_announcement(family: str, report: UpdateReport, learn_s: float) -> Announcement:
-    """Return what is announced about one step."""
+
+def versions_in_use(announcement: Announcement) -> set[str]:
+    """Return the snapshots that must stay: what serves, learns, is watched, and served before."""
+    named = {announcement.champion, announcement.latest, announcement.former}
+    return (named | ({announcement.since.former} if announcement.since else set())) - {""}
+
+
+def to_announcement(
+    family: str, report: UpdateReport, learn_s: float, before: Announcement | None, asked: Command | None = None
+) -> Announcement:
+    """Return what is announced about one step.
+
+    Args:
+        family: The model family.
+        report: Of the step.
+        learn_s: Wall time that it took.
+        before: The announcement before.
+        asked: What a person asked for and was done just before the step.
+    """
+    evidence, guards = asdict(report.evidence), [asdict(guard) for guard in report.guards]
+    since = before.since if before else None
+    if before is None or report.champion_version != before.champion:
+        former = before.champion if before else ""
+        since = Promotion(report.slide, report.decision, report.reason, evidence, guards, former)
+        if asked and report.champion_version == asked.version:
+            reason = f"asked for: {asked.note}" if asked.note else "asked for"
+            since = Promotion(report.slide, asked.action, reason, {}, [], former)
     return Announcement(
         family=family,
         slide=report.slide,
@@ -154,7 +204,10 @@ def to_announcement(family: str, report: UpdateReport, learn_s: float) -> Announ
         decision=report.decision,
         reason=report.reason,
         evaluation={"champion": asdict(report.champion), "latest": asdict(report.latest)},
-        evidence=asdict(report.evidence),
+        evidence=evidence,
+        guards=guards,
+        former=report.former_version,
+        since=since,
         start_s=report.start_s,
         end_s=report.end_s,
         lost=list(report.lost),
@@ -162,7 +215,8 @@ def to_announcement(family: str, report: UpdateReport, learn_s: float) -> Announ
     )
 
 
-async def _members(admin: AIOKafkaAdminClient, group: str) -> list[str]:
+async def group_members(admin: AIOKafkaAdminClient, group: str) -> list[str]:
+    """Return the members of a consumer group."""
     (answer,) = await admin.describe_consumer_groups([group])
     (described,) = answer.groups
     return [member[1] for member in described[5]]

@@ -98,6 +98,11 @@ def plan(**changes: Any) -> Plan:
         "evidence_clip": 0.25,
         "clicks_min": 10,
         "calibration": (0.5, 2.0),
+        "rule": "non_inferiority",
+        "shift_max": 1.5,
+        "slice_margin": 0.05,
+        "harm_max": 0.1,
+        "rollback_wait": 12,
     }
     return Plan(**(settings | changes))
 

@@ -28,7 +28,7 @@ WIDE_COLUMNS = 120  # from here on there is room for dates
 CLICKED_NEXT = "★ clicked next"
 SHOWN_MAX = 5  # places of an answer
 STATE_STYLES = {"runs": "green", "ended": "dim"}
-DECISION_STYLES = {"promote": "green", "warmup": "cyan", "hold": "yellow", "reject": "red"}
+DECISION_STYLES = {"promote": "green", "warmup": "cyan", "hold": "yellow", "reject": "red", "rollback": "red"}
 
 
 @dataclass(frozen=True)

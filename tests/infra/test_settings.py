@@ -199,13 +199,14 @@ def test_a_choice_that_is_none_comes_with_the_choices(small: str, message: str) 
 POSITIVE = [
     *("ledger.wait_s", "ledger.block_rows", "ledger.block_s", "priors.publish_s", "model.dim", "update.batch_rows"),
     *("update.threads", "update.learning_rate", "update.embedding_learning_rate", "gate.alpha", "gate.buckets"),
-    *("gate.evidence_clip", "serve.candidates_max", "serve.events_max", "serve.body_bytes_max", "serve.top"),
+    *("gate.evidence_clip", "gate.harm_max"),
+    *("serve.candidates_max", "serve.events_max", "serve.body_bytes_max", "serve.top"),
     *("kafka.partitions", "registry.keep"),
 ]
 NOT_NEGATIVE = [
     *("ledger.grace_s", "ledger.disorder_s", "window.window_s", "window.warmup_s", "priors.evidence_min"),
     *("model.admit_min", "model.forget_min", "gate.margin", "gate.clicks_min", "serve.port", "kafka.max_delay_s"),
-    *("kafka.max_ahead_s", "update.seed"),
+    *("gate.slice_margin", "gate.rollback_wait", "kafka.max_ahead_s", "update.seed"),
 ]
 
 
@@ -243,6 +244,8 @@ def test_no_number_is_infinite_or_none(key: str, value: float) -> None:
         ('[priors]\nlevels = ["shop"]', '[priors] levels must name fields, got "shop"; fields: ad, user'),
         ("[model]\nhidden = [8, 0]", "[model] hidden must be > 0, got 0"),
         ("[model]\nforget_min = 3.0", "[model] forget_min must be <= admit_min (2.0), got 3.0"),
+        ("[gate]\nbuckets = 9", "[gate] buckets must be >= 10: fewer do not say how precise a slide is, got 9"),
+        ("[gate]\nshift_max = 1.0", "[gate] shift_max must be a ratio above 1, got 1.0"),
         ("[gate]\nalpha = 1.0", "[gate] alpha must be a probability below 1, got 1.0"),
         (
             "[gate]\ncalibration = [1.1, 2.0]",

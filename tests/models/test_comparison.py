@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.comparison import COMMON_FROM, Scored, blocks_of_time, compare, measure
+from models.comparison import Scored, blocks_of_time, compare, measure
 
 
 def scored(n_rows: int = 8000, n_windows: int = 4, seed: int = 0) -> tuple[Scored, np.ndarray]:
@@ -17,7 +17,7 @@ def scored(n_rows: int = 8000, n_windows: int = 4, seed: int = 0) -> tuple[Score
         clicks=(rng.random(n_rows) < truth).astype(float),
         requests=np.arange(n_rows),
         users=rng.integers(0, 50, n_rows),
-        item_evidence=rng.choice([0.0, 5.0, COMMON_FROM], n_rows),
+        item_evidence=rng.choice([0.0, 5.0, 500.0], n_rows),
     )
     return rows, truth
 

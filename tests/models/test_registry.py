@@ -155,8 +155,8 @@ def rewritten(path: Path, **changes: object) -> None:
 def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path))
     version = registry.save(SNAPSHOT, {})
-    rewritten(tmp_path / version / MANIFEST, format=2)
-    with pytest.raises(SnapshotError, match=rf"snapshot {version} must have format 1, got format 2; use the release"):
+    rewritten(tmp_path / version / MANIFEST, format=3)
+    with pytest.raises(SnapshotError, match=rf"snapshot {version} must have format 2, got format 3; use the release"):
         registry.load(version)
 
 

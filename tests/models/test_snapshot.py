@@ -6,25 +6,30 @@ import pytest
 import torch
 
 from features.priors import SettledRows
+from models.evidence import Evidence
+from models.shadow import Shadow
 from models.snapshot import from_arrays, schema_digest, to_arrays
 from models.update import initial_snapshot
 from tests.frames import FIELDS, plan
 from tests.models.learnt import learnt
 
+SHADOW = Shadow("ctr-000001", (2, 3), Evidence(3, 1.0, 0.5, 2.0, 0.25, 0.125), alarms=1, wait=2)
+SNAPSHOT = dataclasses.replace(learnt()[0].latest, shadow=SHADOW)
 REST = ("family", "slide", "parent", "fields", "levels", "network", "dim", "hidden", "prior", "ways", "learnt")
 
 
 def test_arrays_and_the_rest_give_the_snapshot_back() -> None:
-    snapshot = learnt()[0].latest
-    back = from_arrays(to_arrays(snapshot), {name: getattr(snapshot, name) for name in REST})
+    snapshot = SNAPSHOT
+    back = from_arrays(to_arrays(snapshot), {name: getattr(snapshot, name) for name in REST}, "ctr-000001")
     assert back.digest == snapshot.digest
     assert {name: getattr(back, name) for name in REST} == {name: getattr(snapshot, name) for name in REST}
+    assert back.shadow == SHADOW
     assert (back.evidence, back.end_s, back.origin_s) == (snapshot.evidence, snapshot.end_s, snapshot.origin_s)
 
 
-@pytest.mark.parametrize("name", sorted(to_arrays(learnt()[0].latest)))
+@pytest.mark.parametrize("name", sorted(to_arrays(SNAPSHOT)))
 def test_the_digest_covers_every_array(name: str) -> None:
-    snapshot = learnt()[0].latest
+    snapshot = SNAPSHOT
     arrays = to_arrays(snapshot)
     changed = np.array(arrays[name])
     changed[...] = changed + np.ones((), changed.dtype)

@@ -16,8 +16,9 @@ from tests.models.learnt import SLIDE_S, learnt, slide
 def copy(snapshot: Snapshot) -> Snapshot:
     """The snapshot as it comes back from a disk: the same arrays, no cached values."""
     rest = {f.name: getattr(snapshot, f.name) for f in dataclasses.fields(Snapshot)}
-    arrays = ("tensors", "vocabulary", "base", "recent", "evidence", "end_s", "origin_s")
-    return from_arrays(to_arrays(snapshot), {name: value for name, value in rest.items() if name not in arrays})
+    arrays = ("tensors", "vocabulary", "base", "recent", "evidence", "end_s", "origin_s", "shadow")
+    rest = {name: value for name, value in rest.items() if name not in arrays}
+    return from_arrays(to_arrays(snapshot), rest, snapshot.shadow.former)
 
 
 def test_it_learns_which_ads_users_like() -> None:
@@ -94,12 +95,13 @@ def test_a_slide_is_scored_before_it_is_learnt() -> None:
 
 def test_during_the_warm_up_every_model_is_promoted_and_then_evidence_decides() -> None:
     learner = Learner(plan(warmup_s=2 * SLIDE_S, buckets=64))
-    reports = [learner.learn(slide(index)) for index in range(1, 7)]
+    reports = [learner.learn(slide(index, n_rows=400)) for index in range(1, 17)]
     decisions = [report.decision for report in reports]
     assert decisions[:2] == ["warmup", "warmup"]
     assert set(decisions[2:]) <= {"hold", "promote"}
     assert "promote" in decisions
-    assert [report.evidence.pieces for report in reports[:2]] == [0, 0]
+    assert [report.evidence.pieces for report in reports[:4]] == [0, 0, 1, 2]
+    assert {guard.name for guard in reports[-1].guards} >= {"clicks", "calibration", "shift", "slide", "slice common"}
     latest_before = [initial_snapshot(plan()).version, *(report.latest_version for report in reports)]
     champion = latest_before[0]
     for report, before in zip(reports, latest_before, strict=False):
@@ -116,18 +118,17 @@ def test_slides_learnt_since_the_champion_are_remembered() -> None:
 
 
 def test_a_harmful_lineage_is_rejected_and_starts_again_from_the_champion() -> None:
-    learner = Learner(plan(warmup_s=2 * SLIDE_S, buckets=64))
+    learner = Learner(plan(warmup_s=2 * SLIDE_S, buckets=64, learning_rate=1e-5))  # it must not heal too soon
     for index in range(1, 4):
         learner.learn(slide(index))
-    broken = learner.latest.tensors["network.direct.weight"] * 0.0 - 2.0
-    learner.latest = dataclasses.replace(
-        learner.latest, tensors={**learner.latest.tensors, "network.direct.weight": broken}
-    )
+    broken = {"network.direct.weight": learner.latest.tensors["network.direct.weight"] * 0.0 - 2.0}
+    broken["calibration.curvature"] = learner.latest.tensors["calibration.curvature"] * 1e6  # nor be mended behind
+    learner.latest = dataclasses.replace(learner.latest, tensors={**learner.latest.tensors, **broken})
     reports: list[UpdateReport] = []
     while not reports or reports[-1].decision != "reject":
         champion = learner.champion
         reports.append(learner.learn(slide(4 + len(reports))))
-        assert len(reports) < 12
+        assert len(reports) < 20
     rejected = reports[-1]
     assert rejected.lost == tuple(range(2, rejected.slide))
     assert learner.champion is champion
@@ -137,7 +138,93 @@ def test_a_harmful_lineage_is_rejected_and_starts_again_from_the_champion() -> N
     after = learner.learn(slide(rejected.slide + 1))
     assert after.latest.logloss is not None
     assert after.latest.logloss < rejected.latest.logloss
-    assert after.evidence.pieces <= 64  # evidence began anew
+    assert after.evidence.pieces == 1  # evidence began anew
+
+
+def promoted() -> Learner:
+    """A learner whose first promotion is watched."""
+    learner = Learner(plan(warmup_s=2 * SLIDE_S))
+    for index in range(1, 30):
+        if learner.learn(slide(index, n_rows=400)).decision == "promote":
+            return learner
+    raise AssertionError("the gate must promote a model of this world")
+
+
+def test_a_harmful_champion_is_rolled_back_to_the_one_before() -> None:
+    learner = promoted()
+    former, watched = learner.former, learner.latest.shadow
+    assert former is not None
+    assert watched.former == former.version
+    assert watched.learnt
+    broken = {
+        **learner.latest.tensors,
+        "network.direct.weight": learner.latest.tensors["network.direct.weight"] * 0 - 2,
+    }
+    learner.champion = dataclasses.replace(learner.champion, tensors=broken)
+    learner.latest = dataclasses.replace(learner.latest, tensors=broken)
+    first = learner.learn(slide(31, n_rows=400))
+    assert (first.decision, first.former_version) == ("hold", former.version)
+    report = learner.learn(slide(32, n_rows=400))
+    assert report.decision == "rollback"
+    assert report.reason.startswith("worse than the former champion by more than 0.1 nats")
+    assert report.lost == (*watched.learnt, 31)
+    assert learner.champion is former
+    assert (learner.former, report.former_version) == (None, "")
+    assert (learner.latest.parent, learner.latest.learnt) == (former.version, (32,))
+    assert learner.latest.shadow.wait == plan().rollback_wait
+    assert learner.learn(slide(33, n_rows=400)).decision == "hold"
+
+
+def test_a_learner_that_watches_goes_on_with_the_same_bits() -> None:
+    learner = promoted()
+    assert learner.former is not None
+    resumed = Learner.resume(
+        plan(warmup_s=2 * SLIDE_S), copy(learner.latest), copy(learner.champion), copy(learner.former)
+    )
+    assert resumed.learn(slide(31)) == learner.learn(slide(31))
+    assert resumed.latest.digest == learner.latest.digest
+    with pytest.raises(ValueError, match=r"must be resumed with the former champion ctr-.*, got none; restore it"):
+        Learner.resume(plan(warmup_s=2 * SLIDE_S), learner.latest, learner.champion)
+
+
+def test_the_newest_model_promoted_by_a_person_is_watched() -> None:
+    learner = Learner(plan(clicks_min=10**6))
+    for index in range(1, 3):
+        learner.learn(slide(index, n_rows=200))
+    served, newest = learner.champion, learner.latest
+    learner.promote(newest)
+    assert (learner.champion, learner.former) == (newest, served)
+    assert (learner.latest.learnt, learner.latest.shadow.former) == ((), served.version)
+    report = learner.learn(slide(3, n_rows=200))
+    assert (report.champion_version, report.former_version) == (newest.version, served.version)
+    assert learner.latest.learnt == (3,)
+    assert learner.latest.shadow.learnt == (1, 2, 3)
+    with pytest.raises(ValueError, match="must not serve already to be promoted"):
+        learner.promote(newest)
+
+
+def test_an_older_model_promoted_by_a_person_serves_while_learning_goes_on() -> None:
+    learner = Learner(plan(clicks_min=10**6))
+    older, *_ = [learner.learn(slide(index, n_rows=200)) and learner.latest for index in range(1, 4)]
+    tensors = learner.latest.tensors
+    learner.promote(older)
+    assert learner.champion is older
+    assert learner.latest.tensors is tensors
+    assert learner.latest.learnt == (2, 3)
+    assert learner.latest.shadow.wait == plan().rollback_wait
+
+
+def test_a_rollback_by_a_person_learns_on_from_what_serves_and_keeps_the_counts() -> None:
+    learner = Learner(plan(warmup_s=3 * SLIDE_S))
+    older, *_ = [learner.learn(slide(index, n_rows=200)) and learner.latest for index in range(1, 4)]
+    counts = learner.latest.priors.root_n
+    learner.roll_back(older)
+    assert learner.champion is older
+    assert (learner.latest.parent, learner.latest.learnt, learner.former) == (older.version, (), None)
+    assert learner.latest.tensors is older.tensors
+    np.testing.assert_array_equal(learner.latest.priors.root_n, counts)
+    report = learner.learn(slide(4, n_rows=200))
+    assert (report.decision, report.reason) == ("hold", "the newest model is the champion")
 
 
 def test_a_static_model_learns_the_warm_up_alone_while_counts_go_on() -> None:

@@ -53,6 +53,11 @@ PLAN = Plan(
     evidence_clip=0.25,
     clicks_min=1,
     calibration=(0.5, 2.0),
+    rule="non_inferiority",
+    shift_max=1.5,
+    slice_margin=0.05,
+    harm_max=0.1,
+    rollback_wait=12,
 )
 
 
