@@ -32,20 +32,21 @@ from features.point_in_time import point_in_time
 from features.posteriors import ROOT_INPUT, dense_inputs, estimate_strength
 from features.priors import CORRECTION, Floats, PriorTable, SettledRows, advance, codes
 
-ROWS_MAX = 160_000  # newest rows judged; with 231 candidates about half a minute on one core
-ROW_PAIRS_MAX = 32_000_000  # rows times candidates: more fields are screened on fewer rows, for the same time
-COUNTED_PER_JUDGED = 8  # older rows are only counted, which costs about an eighth of judging one
+ROWS_MAX = 160_000  # newest rows judged: bounds time and memory; chosen by hand
+ROW_PAIRS_MAX = 32_000_000  # rows times candidates: more fields are screened on fewer rows, in the same time
+COUNTED_PER_JUDGED = 4  # so many times as many older rows are counted, though not judged: they are far cheaper
 FITTED_SHARE = 1 / 3  # of the rows judged, the oldest, which fit before any gain is counted; chosen by hand
 STRETCHES = 16  # of the later rows: each is predicted by what was fitted before it; chosen by hand
-CLUSTERS = 48  # pieces of time whose mean gains are taken as independent; three to a stretch
-BATCH = 8  # candidates counted in one pass; more would save little and take more memory
+CLUSTERS = 48  # pieces of time whose sums are taken as independent; chosen by hand
+CHANCE = 0.05  # probability of choosing anything from a log without interactions, over all candidates together; usual
+GAIN_MIN = 5e-4  # share of the log loss that a cross must be worth: what additive effects alone feign is mostly less
+ONE_MEMORY = 0.5  # share of that which a finalist must gain in the longest memory alone; chosen by hand
 FINALISTS = 32  # candidates, best first, that are judged with all memories; chosen by hand
-CHANCE = 0.05  # probability of choosing anything from a log without interactions, over all candidates together
-GAIN_MIN = 3e-4  # share of the log loss below which a cross is not taken: logs with additive effects alone reached 2.7e-4
-CLASS_MIN = 50  # clicks and others in each part of the rows judged: with fewer nothing can be told; chosen by hand
-REPEATS_MIN = 0.05  # share of a cross's values seen before: with fewer there is nothing to count; chosen by hand
+BATCH = 8  # candidates counted in one pass; more would save little and take more memory
+CLASS_MIN = 100  # clicks, and others, in each part of the rows judged: sums of fewer are far from normal
+REPEATS_MIN = 0.05  # share of values that come again: with fewer there is nothing to count; chosen by hand
 RIDGE = 1.0  # rows' worth of doubt about each weight, as in models/networks/logistic.py
-NEWTON_STEPS = 6  # from the overall rate on; the fourth moves no prediction by a thousandth
+NEWTON_STEPS = 6  # from the overall rate on; chosen by hand
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class ChosenCross:
 
     Attributes:
         field: It, with side `cross`.
-        gain: What it took off the log loss beside the fields and the crosses chosen before it, nats per row.
-        error: Standard error of the gain.
+        gain: What it takes off the log loss beside the fields and the crosses chosen before it, nats per row: off later
+            rows than those it was fitted on, once its weights are known.
+        z_score: How far its rate and what is left of the clicks go together, in standard errors.
         cells: Its distinct values among the rows counted.
     """
 
@@ -77,7 +79,7 @@ def choose_crosses(
     """Return the pairs of fields whose crosses lower the log loss of later rows, in the order in which they were taken.
 
     Greedy: the best candidate beside what is there, then the best beside that, until none of the rest gains more than
-    chance explains. Takes about half a minute on one core, however long the frame.
+    chance explains. Time and memory are bounded, however long the frame: of a long one the newest rows are judged.
 
     Args:
         frame: A frame of examples: the rows of the warm-up.
@@ -89,27 +91,25 @@ def choose_crosses(
 
     Source: ours; forward selection by the partial regression (Frisch, Waugh 1933; Lovell 1963) of one Fisher step.
     """
-    pairs = _pairs(fields)
-    log = _read(frame, fields, _rows_max(len(pairs)))
-    if log is None or not pairs or crosses_max < 1:
+    pairs = _pairs(fields) if crosses_max > 0 else []
+    log = _read(frame, fields, min(ROWS_MAX, ROW_PAIRS_MAX // len(pairs))) if pairs else None
+    if log is None:
         return []
-    base = _fit(_inputs(log, fields, log.keys, log.settled.keys, half_lives_s, levels).astype(np.float64), log)
+    dense = _inputs(log, fields, log.keys, log.settled.keys, half_lives_s=half_lives_s, levels=levels)
+    base = _fit(dense.astype(np.float64), log)
     candidates = _promising(log, pairs, cells_max)
-    z_min = NormalDist().inv_cdf(1.0 - CHANCE / len(pairs))
-    finalists = _finalists(log, base, candidates, max(half_lives_s), z_min)
+    finalists = _finalists(log, base, candidates, max(half_lives_s), _z_min(crosses_max, len(pairs)))
     inputs = {one.field.name: _cross_inputs(log, [one.field], half_lives_s)[0] for one in finalists}
+    finalists = [_judged(base, one, inputs[one.field.name].astype(np.float64)) for one in finalists]
     chosen: list[ChosenCross] = []
-    while finalists and len(chosen) < crosses_max:
-        leader = finalists.pop(0)
-        leader = _judged(base, leader, inputs[leader.field.name].astype(np.float64))
-        room = cells_max - sum(one.cells for one in chosen)
-        if leader.cells > room or leader.gain < GAIN_MIN * base.loss or leader.z_score < z_min:
-            continue  # what is chosen later takes from its gain, so it need not be asked again
-        if finalists and leader.gain < finalists[0].gain:
-            finalists = _ranked([leader, *finalists])
-            continue
-        chosen.append(leader)
-        base = _fit(np.concatenate([base.x, inputs[leader.field.name]], axis=1), log)
+    while len(chosen) < crosses_max:
+        room, z_min = cells_max - sum(one.cells for one in chosen), _z_min(len(chosen) + 1, len(pairs))
+        best = _best(base, finalists, inputs, room, z_min)
+        if best is None:
+            break
+        chosen.append(best)
+        finalists = [one for one in finalists if one.field != best.field]
+        base = _fit(np.concatenate([base.x, inputs[best.field.name]], axis=1), log)
     return chosen
 
 
@@ -140,21 +140,23 @@ class _Base:
 
     Attributes:
         x: (N, P).
-        residual: Click less predicted rate, (N,).
-        weight: Second derivative of the log loss, (N,).
-        inverse: Of the curvature of all rows before each stretch, (E, P, P).
+        residual: Click less predicted rate by the fit on the first rows, (N,).
+        weight: Second derivative of the log loss there, (N,).
+        inverse: Of the curvature of all rows before each stretch, and of all rows, (E + 1, P, P).
         gradient: Of all rows before each stretch, (E, P).
-        logits: Of the later rows, each stretch predicted before it is learnt.
+        scores: Of pieces of time, (CLUSTERS, P).
+        logits: Those of the later rows by what was learnt before their stretch, (N,).
         losses: Log loss of each of the later rows.
+        clicks: 0 or 1, (N,).
+        bounds: Those of the log.
     """
 
     x: Floats
     residual: Floats
     weight: Floats
     inverse: Floats
-    inverse_all: Floats
-    scores: Floats
     gradient: Floats
+    scores: Floats
     logits: Floats
     losses: Floats
     clicks: Floats
@@ -180,10 +182,6 @@ def _pairs(fields: Sequence[Field]) -> list[Field]:
     return crosses
 
 
-def _rows_max(n_pairs: int) -> int:
-    return min(ROWS_MAX, ROW_PAIRS_MAX // max(n_pairs, 1))
-
-
 def _read(frame: pl.DataFrame, fields: Sequence[Field], rows_max: int) -> _Log | None:
     """Return the newest rows, or None when they are too few to tell anything."""
     frame = frame.sort("settled_s", maintain_order=True).tail((1 + COUNTED_PER_JUDGED) * rows_max)
@@ -205,8 +203,9 @@ def _inputs(
     fields: Sequence[Field],
     keys: Keys,
     settled_keys: Keys,
+    *,
     half_lives_s: Sequence[float],
-    levels: Sequence[str],
+    levels: Sequence[str] = (),
 ) -> npt.NDArray[np.float32]:
     """Return the dense inputs of the rows judged; strengths are those that were known when the fitted rows end."""
     settled, slot_field = dataclasses.replace(log.settled, keys=settled_keys), slot_fields(fields)
@@ -234,7 +233,8 @@ def _cross_inputs(log: _Log, crosses: Sequence[Field], half_lives_s: Sequence[fl
         for cross, keys in zip(crosses, judged, strict=True)
     ]
     h = len(half_lives_s)
-    dense = _inputs(log, alone, np.concatenate(judged, axis=1), np.concatenate(settled, axis=1), half_lives_s, ())
+    keys, settled_keys = (np.concatenate(parts, axis=1) for parts in (judged, settled))
+    dense = _inputs(log, alone, keys, settled_keys, half_lives_s=half_lives_s)
     by_kind = dense[:, 1 + h :].reshape(len(dense), 2, len(crosses), h)  # rates, then evidence
     return [by_kind[:, :, i].reshape(len(dense), 2 * h) for i in range(len(crosses))]
 
@@ -262,41 +262,80 @@ def _fit(x: Floats, log: _Log) -> _Base:
         curvature = curvature + _curvature(x[stretch], weight[stretch])
         gradient = gradient + x[stretch].T @ residual[stretch]
     later = slice(bounds[0], None)
-    losses = _losses(logits[later], y[later])
-    return _Base(x, residual, weight, np.stack(inverses), np.linalg.inv(curvature), _by_cluster(x * residual[:, None]), np.stack(gradients), logits, losses, y, bounds)
+    return _Base(
+        x=x,
+        residual=residual,
+        weight=weight,
+        inverse=np.stack([*inverses, np.linalg.inv(curvature)]),
+        gradient=np.stack(gradients),
+        scores=_by_cluster(x * residual[:, None]),
+        logits=logits,
+        losses=_losses(logits[later], y[later]),
+        clicks=y,
+        bounds=bounds,
+    )
+
+
+def _best(
+    base: _Base, finalists: Sequence[ChosenCross], inputs: dict[str, npt.NDArray[np.float32]], room: int, z_min: float
+) -> ChosenCross | None:
+    """Return the candidate that gains the most beside a base, of those that fit, are worth it and are not chance."""
+    best: ChosenCross | None = None
+    for one in _ranked(finalists):
+        if best is not None and best.gain >= one.gain:
+            break  # what was chosen since takes from the gain that the others had
+        now = _judged(base, one, inputs[one.field.name].astype(np.float64))
+        if now.cells > room or now.gain < GAIN_MIN * base.loss or now.z_score < z_min:
+            continue
+        if best is None or now.gain > best.gain:
+            best = now
+    return best
+
+
+def _z_min(n: int, n_pairs: int) -> float:
+    """Return the z-score that the n-th cross must have, in errors estimated from `CLUSTERS` pieces of time.
+
+    Source: Benjamini, Hochberg 1995, so the first as by Bonferroni; Student's quantile by its first expansion
+    (Abramowitz, Stegun 26.7.5).
+    """
+    z = NormalDist().inv_cdf(1.0 - CHANCE * min(n / n_pairs, 1.0))
+    return z + (z**3 + z) / (4.0 * (CLUSTERS - 1))
 
 
 def _judged(base: _Base, cross: ChosenCross, z: Floats) -> ChosenCross:
     """Return a cross with what its inputs (N, Q) are worth beside a base."""
     x, q = base.x, z.shape[1]
-    first = slice(0, base.bounds[0])
+    first, later = slice(0, base.bounds[0]), slice(base.bounds[0], None)
     weighted = z * base.weight[:, None]
     across, own = x[first].T @ weighted[first], z[first].T @ weighted[first] + RIDGE * np.eye(q)
     gradient = z[first].T @ base.residual[first]
-    logits = base.logits.copy()
-    for i, stretch in enumerate(_stretches(base.bounds)):
-        explained = base.inverse[i] @ across  # (P, Q): how the inputs that are there predict these
-        step = np.linalg.solve(own - across.T @ explained, gradient - explained.T @ base.gradient[i])
+    logits, learning = base.logits.copy(), 0.0
+    for stretch, inverse, base_gradient in zip(_stretches(base.bounds), base.inverse[:-1], base.gradient, strict=True):
+        explained = inverse @ across  # (P, Q): how the inputs that are there predict these
+        unknown = np.linalg.inv(own - across.T @ explained)  # (Q, Q) covariance of the weights
+        step = unknown @ (gradient - explained.T @ base_gradient)
         logits[stretch] += z[stretch] @ step - x[stretch] @ (explained @ step)
+        learning += (q - RIDGE * np.trace(unknown)) / (2.0 * stretch.start) * (stretch.stop - stretch.start)
         across = across + x[stretch].T @ weighted[stretch]
         own = own + z[stretch].T @ weighted[stretch]
         gradient = gradient + z[stretch].T @ base.residual[stretch]
-    later = slice(base.bounds[0], None)
-    gain = base.loss - float(_losses(logits[later], base.clicks[later]).mean())
+    gain = float((base.losses - _losses(logits[later], base.clicks[later])).sum() + learning) / len(base.losses)
     rate = q // 2 - 1  # of the longest memory
-    explained = base.inverse_all @ across[:, rate]  # (P,)
-    sums = _by_cluster(z[:, rate] * base.residual) - base.scores @ explained
-    z_score = float(sums.mean() / (sums.std(ddof=1) / math.sqrt(CLUSTERS)))
-    return dataclasses.replace(cross, gain=gain, z_score=z_score)
+    sums = _by_cluster(z[:, rate] * base.residual) - base.scores @ (base.inverse[-1] @ across[:, rate])
+    spread = max(float(sums.std(ddof=1)), np.finfo(np.float64).tiny)
+    return dataclasses.replace(cross, gain=gain, z_score=float(sums.mean()) / (spread / math.sqrt(CLUSTERS)))
 
 
-def _finalists(log: _Log, base: _Base, crosses: Sequence[ChosenCross], half_life_s: float, z_min: float) -> list[ChosenCross]:
+def _finalists(
+    log: _Log, base: _Base, crosses: Sequence[ChosenCross], half_life_s: float, z_min: float
+) -> list[ChosenCross]:
     """Return the candidates that gain the most in one memory, best first."""
     found = []
     for some in _batches(crosses):
         inputs = _cross_inputs(log, [one.field for one in some], [half_life_s])
         found += [_judged(base, one, z.astype(np.float64)) for one, z in zip(some, inputs, strict=True)]
-    return _ranked([one for one in found if one.z_score >= z_min and one.gain > 0.0])[:FINALISTS]
+    gain_min = GAIN_MIN * base.loss * ONE_MEMORY
+    return _ranked([one for one in found if one.z_score >= z_min and one.gain >= gain_min])[:FINALISTS]
 
 
 def _promising(log: _Log, crosses: Sequence[Field], cells_max: int) -> list[ChosenCross]:
@@ -342,7 +381,7 @@ def _curvature(x: Floats, weight: Floats) -> Floats:
 
 
 def _rate(logits: Floats) -> Floats:
-    rate: Floats = 1.0 / (1.0 + np.exp(-logits))
+    rate: Floats = np.exp(-np.logaddexp(0.0, -logits))
     return rate
 
 
