@@ -37,12 +37,23 @@ def encode(frame: pl.DataFrame, fields: Sequence[Field]) -> Keys:
     parts: dict[str, Keys] = {}
     for field, width in zip(fields, slot_counts(fields), strict=True):
         if field.side == "cross":
-            parts[field.name] = _cross(field, [parts[name] for name in field.of], width)
+            parts[field.name] = cross_keys(field, [parts[name] for name in field.of], width)
         elif field.column not in frame.columns:
             parts[field.name] = np.zeros((len(frame), width), np.uint64)
         else:
             parts[field.name] = _encode_column(frame[field.column], field)
     return np.concatenate([parts[field.name] for field in fields], axis=1)
+
+
+def cross_keys(field: Field, parts: Sequence[Keys], width: int) -> Keys:
+    """Return the keys of a cross, (N, width), from those of its parts in their order; absent as soon as one part is."""
+    keys = np.full((len(parts[0]), width), _seed(field), np.uint64)
+    absent = np.zeros(keys.shape, bool)
+    for part in parts:
+        keys = mix(keys + _GOLDEN) ^ part
+        absent |= part == 0
+    keys = np.maximum(mix(mix(keys + _GOLDEN)), np.uint64(1))
+    return np.where(absent, np.uint64(0), keys)
 
 
 def slot_fields(fields: Sequence[Field]) -> npt.NDArray[np.int16]:
@@ -120,14 +131,3 @@ def _distinct(keys: Keys) -> Keys:
     ordered = np.sort(keys, axis=1)
     ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = 0
     return np.sort(ordered, axis=1)[:, ::-1]
-
-
-def _cross(field: Field, parts: Sequence[Keys], width: int) -> Keys:
-    """Mix the keys of the parts in their order; absent as soon as one part is."""
-    keys = np.full((len(parts[0]), width), _seed(field), np.uint64)
-    absent = np.zeros(keys.shape, bool)
-    for part in parts:
-        keys = mix(keys + _GOLDEN) ^ part
-        absent |= part == 0
-    keys = np.maximum(mix(mix(keys + _GOLDEN)), np.uint64(1))
-    return np.where(absent, np.uint64(0), keys)
