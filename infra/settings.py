@@ -126,12 +126,16 @@ class PriorSettings(_Section, frozen=True):
         levels: Fields from fine to coarse: each backs off to the next, the last to the overall rate.
         evidence_min: A value whose impressions (longest memory) have decayed below this is forgotten.
         publish_s: How often (append time) the live counts are published.
+        crosses_max: How many crosses the warm-up may choose, where none is named.
+        cells_max: How many distinct values they may have among them.
     """
 
     half_lives_s: tuple[float, ...] = (3600.0, 86400.0, 2592000.0)
     levels: tuple[str, ...] = ()
     evidence_min: float = 0.1
     publish_s: float = 1.0
+    crosses_max: int = 6
+    cells_max: int = 2_000_000
 
 
 class ModelSettings(_Section, frozen=True):
@@ -710,6 +714,8 @@ def _check_positive(settings: Settings) -> None:
         ("[window] window_s", settings.window.window_s),
         ("[window] warmup_s", settings.window.warmup_s),
         ("[priors] evidence_min", settings.priors.evidence_min),
+        ("[priors] crosses_max", settings.priors.crosses_max),
+        ("[priors] cells_max", settings.priors.cells_max),
         ("[model] admit_min", settings.model.admit_min),
         ("[model] forget_min", settings.model.forget_min),
         ("[update] seed", settings.update.seed),

@@ -9,19 +9,25 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from features.fields import Field
 from models.update import Plan
 
 FACTORS = (0.3, 3.0)  # a rate is tried this much smaller and larger, and again from the best while that gains
 TIME_FACTORS = (0.25, 4.0)  # the same for half-lives
 
+CROSSES = "crosses"
 Choices = dict[str, Any]
-"""Fields of a plan, those of its objective as `objective.NAME`, with the values chosen."""
+"""Fields of a plan, those of its objective as `objective.NAME`, with the values chosen; crosses by `name` and `of`."""
 
 
 def with_choices(plan: Plan, choices: Choices) -> Plan:
     """Return the plan with these values."""
     prefix = "objective."
-    own = {name: value for name, value in choices.items() if not name.startswith(prefix)}
+    own = {name: value for name, value in choices.items() if not name.startswith(prefix) and name != CROSSES}
+    own["fields"] = (
+        *plan.fields,
+        *(Field(one["name"], "cross", of=tuple(one["of"])) for one in choices.get(CROSSES, [])),
+    )
     inner = {name.removeprefix(prefix): value for name, value in choices.items() if name.startswith(prefix)}
     return dataclasses.replace(plan, objective=dataclasses.replace(plan.objective, **inner), **own)
 

@@ -7,27 +7,22 @@ the memory figure. Must not know what is compared with what.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
 import io
 import resource
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from infra.settings import Settings
-from models.evaluate import log_losses
-from models.strategies.build import build_strategy
-from models.strategies.ours import LEARNERS
-from models.strategies.tuning import Choices, neighbours, settings_of, with_choices
+from models.strategies.tuning import Choices, with_choices
 from models.train import use_threads
 from models.update import Plan
+from stream.compare.choose import choose, crosses_budget
+from stream.compare.steps import run_steps
 from stream.compare.store import SlideStore, write_whole
 from stream.plan import new_plan
 
@@ -57,7 +52,8 @@ class Job:
     @property
     def path(self) -> Path:
         """Where the run's results are once it has ended: another setting is another file."""
-        chosen = (self.fingerprint, self.tunes, self.settings.model, self.settings.update, self.settings.gate)
+        settings = self.settings
+        chosen = (self.fingerprint, self.tunes, settings.model, settings.update, settings.gate, settings.priors)
         digest = hashlib.sha256(msgspec.json.encode([self.name, self.seed, *chosen])).hexdigest()[:12]
         plain = "".join(c if c.isalnum() or c in "+-." else "_" for c in self.name)
         return self.directory / "runs" / f"{plain}-{self.seed}-{digest}.npz"
@@ -66,6 +62,10 @@ class Job:
     def progress_path(self) -> Path:
         """Where the run says how far it is."""
         return self.path.with_suffix(".progress")
+
+    def report(self, text: str) -> None:
+        """Say how far the run is."""
+        self.progress_path.write_text(text)
 
     @property
     def error_path(self) -> Path:
@@ -116,7 +116,7 @@ def _perform(job: Job) -> None:
     use_threads(job.settings.update.threads)
     store = SlideStore(job.directory)
     plan = dataclasses.replace(new_plan(job.settings), seed=job.seed)
-    choices = tune(job, plan, store) if job.tunes and job.name in LEARNERS else {}
+    choices = choose(job.name, plan, store, tunes=job.tunes, crosses=crosses_budget(job.settings), say=job.report)
     run = _run(job, with_choices(plan, choices), store, choices)
     rest = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "probabilities"}
     data = io.BytesIO()
@@ -126,12 +126,13 @@ def _perform(job: Job) -> None:
 
 def _run(job: Job, plan: Plan, store: SlideStore, choices: Choices) -> Run:
     probabilities: list[npt.NDArray[np.float32]] = []
-    spent = {"predict": 0.0, "train": 0.0}
+    predict_s = train_s = 0.0
     n_slides = len(store.log.slides)
-    for number, step in enumerate(_steps(job.name, plan, store, spent)):
-        if not step["is_warmup"]:
-            probabilities.append(step["probabilities"].astype(np.float32))
-        job.progress_path.write_text(f"slide {number + 1} of {n_slides}")
+    for number, step in enumerate(run_steps(job.name, plan, store)):
+        predict_s, train_s = predict_s + step.predict_s, train_s + step.train_s
+        if not step.is_warmup:
+            probabilities.append(step.probabilities.astype(np.float32))
+        job.report(f"slide {number + 1} of {n_slides}")
     found = np.concatenate(probabilities)
     if len(found) != store.log.rows or not np.isfinite(found).all():
         raise ValueError(
@@ -139,53 +140,4 @@ def _run(job: Job, plan: Plan, store: SlideStore, choices: Choices) -> Run:
             f" {int(np.isfinite(found).sum())}"
         )
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
-    return Run(found, spent["train"], spent["predict"], peak_mb, choices)
-
-
-def _steps(
-    name: str, plan: Plan, store: SlideStore, spent: dict[str, float], *, warmup_only: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Yield after each slide what was predicted before it was learnt."""
-    strategy = build_strategy(name, plan)
-    for cut, slide in store.read(warmup_only=warmup_only):
-        begun_s = time.perf_counter()
-        probabilities, examples = strategy.predict(slide)
-        predicted_s = time.perf_counter()
-        strategy.learn(slide)
-        spent["predict"] += predicted_s - begun_s
-        spent["train"] += time.perf_counter() - predicted_s
-        yield {"is_warmup": cut.is_warmup, "probabilities": probabilities, "clicks": examples.clicks}
-
-
-def tune(job: Job, plan: Plan, store: SlideStore) -> Choices:
-    """Return what the warm-up chooses: one setting after the other, each pushed on in its direction while that gains.
-
-    The slides after the warm-up are not even opened.
-    """
-    choices: Choices = {}
-    best = _warmup_loss(job, with_choices(plan, choices), store)
-    for name in settings_of(LEARNERS[job.name](plan)):
-        for direction in (0, 1):
-            gained = True
-            while gained:
-                at = LEARNERS[job.name](with_choices(plan, choices))
-                tried = choices | list(neighbours(at, name))[direction]
-                loss = _warmup_loss(job, with_choices(plan, tried), store)
-                job.progress_path.write_text(f"tuning {name}: log loss {loss:.5f}, best {min(loss, best):.5f}")
-                if gained := loss < best:
-                    choices, best = tried, loss
-            if name in choices:
-                break  # smaller was better: larger is not
-    gc.collect()
-    return choices
-
-
-def _warmup_loss(job: Job, plan: Plan, store: SlideStore) -> float:
-    """Return the mean log loss on the later half of the warm-up's slides; the first ones teach what a start is like."""
-    spent = {"predict": 0.0, "train": 0.0}
-    steps = list(_steps(job.name, plan, store, spent, warmup_only=True))
-    later = steps[len(steps) // 2 :]
-    if not later:
-        raise ValueError("tuning needs slides in the warm-up, got none; make [window] warmup_s longer")
-    losses = [log_losses(step["probabilities"].astype(np.float64), step["clicks"]) for step in later]
-    return float(np.concatenate(losses).mean())
+    return Run(found, train_s, predict_s, peak_mb, choices)

@@ -14,7 +14,7 @@ from infra.settings import read_settings
 from models.strategies.tuning import with_choices
 from stream.backtest import Backtest
 from stream.cli import app
-from stream.compare.runs import Job, tune
+from stream.compare.choose import choose, crosses_budget
 from stream.compare.store import SlideStore
 from stream.logs.reader import RowCounts
 from stream.logs.source import read_arrivals
@@ -119,14 +119,34 @@ def test_tuning_chooses_by_the_warm_up_without_opening_a_later_slide(config: Pat
     settings, store = read_settings(config), SlideStore(tmp_path / "out")
     arrivals = read_arrivals(settings, [tmp_path], RowCounts())
     store.write(Backtest(settings, arrivals).slides(), settings, "", lambda _: None)
-    (tmp_path / "out" / "runs").mkdir()
     for cut in store.log.slides:
         if not cut.is_warmup:
             (tmp_path / "out" / "slides" / f"{cut.index:06d}.arrow").unlink()
-    job = Job("default", 0, True, tmp_path / "out", settings, "")
     plan = with_choices(new_plan(settings), {"learning_rate": 1e-7})  # far too small: it has to rise
-    choices = tune(job, plan, store)
+    choices = choose("default", plan, store, tunes=True, crosses=crosses_budget(settings), say=lambda _: None)
     assert choices["learning_rate"] > 1e-6
+
+
+def test_default_chooses_its_crosses_where_none_is_named(config: Path, tmp_path: Path) -> None:
+    """Clicks depend on whether user and ad are of a kind: neither says anything alone."""
+    rng = np.random.default_rng(1)
+    user, ad = rng.integers(0, 6, 8000), rng.integers(0, 6, 8000)
+    click = rng.random(8000) < np.where(user % 2 == ad % 2, 0.7, 0.3)
+    rows = zip(range(0, 16_000, 2), click, user, ad, strict=True)
+    lines = [f"{time},{int(one)},u{who},a{which}" for time, one, who, which in rows]
+    (tmp_path / "log.csv").write_text("\n".join(["time,click,user,ad", *lines, ""]))
+    config.write_text(CONFIG.replace("warmup_s = 4000.0", "warmup_s = 12000.0"))
+    settings, store = read_settings(config), SlideStore(tmp_path / "out")
+    store.write(
+        Backtest(settings, read_arrivals(settings, [tmp_path], RowCounts())).slides(), settings, "", lambda _: None
+    )
+    budget, plan = crosses_budget(settings), new_plan(settings)
+    chosen = choose("default+gate", plan, store, tunes=False, crosses=budget, say=lambda _: None)
+    assert chosen == {"crosses": [{"name": "user_x_ad", "of": ["user", "ad"]}]}
+    crossed = with_choices(plan, chosen)
+    assert [field.name for field in crossed.fields] == ["user", "ad", "user_x_ad"]
+    for name, there in (("default", crossed), ("finetune", plan), ("prior-only", plan)):
+        assert choose(name, there, store, tunes=False, crosses=budget, say=lambda _: None) == {}
 
 
 @pytest.mark.parametrize(

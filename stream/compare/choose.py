@@ -1,0 +1,113 @@
+"""What the warm-up chooses: crosses for `default`, and, where it is asked for, the settings of each of ours.
+
+Owns the order in which things are tried. Must not open a slide after the warm-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from features.crosses import choose_crosses
+from infra.settings import Settings
+from models.evaluate import log_losses
+from models.strategies.build import GATE_SUFFIX
+from models.strategies.ours import LEARNERS
+from models.strategies.tuning import CROSSES, Choices, neighbours, settings_of, with_choices
+from models.update import Plan
+from stream.compare.steps import run_steps
+from stream.compare.store import SlideStore
+
+CHOOSER = "default"  # the strategy that chooses its crosses without being asked
+
+
+@dataclass(frozen=True)
+class CrossesBudget:
+    """How much crosses may cost: how many, and how many values they may have."""
+
+    crosses_max: int
+    cells_max: int
+
+
+def crosses_budget(settings: Settings) -> CrossesBudget:
+    """Return what the configuration allows."""
+    return CrossesBudget(settings.priors.crosses_max, settings.priors.cells_max)
+
+
+def choose(  # what is chosen, from what, and how it is told
+    name: str,
+    plan: Plan,
+    store: SlideStore,
+    *,
+    tunes: bool,
+    crosses: CrossesBudget,
+    say: Callable[[str], None],
+) -> Choices:
+    """Return what the warm-up chooses for a strategy; nothing for an outside control.
+
+    `default` chooses its crosses where the configuration names none.
+
+    Args:
+        name: The strategy.
+        plan: Of the deployment.
+        store: The log's slides.
+        tunes: Whether rates, half-lives and weights are chosen too.
+        crosses: What they may cost.
+        say: Called with how far it is.
+    """
+    own = name.removesuffix(GATE_SUFFIX)
+    choices: Choices = {}
+    if own == CHOOSER and not any(field.side == "cross" for field in plan.fields):
+        say("choosing crosses")
+        choices |= _crosses(plan, store, crosses)
+    if tunes and own in LEARNERS:
+        choices = _tune(name, own, plan, store, choices, say)
+    return choices
+
+
+def _crosses(plan: Plan, store: SlideStore, budget: CrossesBudget) -> Choices:
+    frames = [slide.frame for _, slide in store.read(warmup_only=True)]
+    if not frames:
+        return {}
+    found = choose_crosses(
+        pl.concat(frames),
+        plan.fields,
+        half_lives_s=plan.half_lives_s,
+        levels=plan.levels,
+        crosses_max=budget.crosses_max,
+        cells_max=budget.cells_max,
+    )
+    return {CROSSES: [{"name": one.field.name, "of": list(one.field.of)} for one in found]} if found else {}
+
+
+def _tune(  # noqa: PLR0917  # see `choose`
+    name: str, own: str, plan: Plan, store: SlideStore, choices: Choices, say: Callable[[str], None]
+) -> Choices:
+    """Return one setting after the other, each pushed on in its direction for as long as that gains."""
+    best = _warmup_loss(name, with_choices(plan, choices), store)
+    for setting in settings_of(LEARNERS[own](plan)):
+        for direction in (0, 1):
+            gained = True
+            while gained:
+                at = LEARNERS[own](with_choices(plan, choices))
+                tried = choices | list(neighbours(at, setting))[direction]
+                loss = _warmup_loss(name, with_choices(plan, tried), store)
+                say(f"tuning {setting}: log loss {loss:.5f}, best {min(loss, best):.5f}")
+                if gained := loss < best:
+                    choices, best = tried, loss
+            if setting in choices:
+                break  # smaller was better: larger is not
+    return choices
+
+
+def _warmup_loss(name: str, plan: Plan, store: SlideStore) -> float:
+    """Return the mean log loss on the later half of the warm-up's slides; the first ones teach what a start is like."""
+    steps = list(run_steps(name, plan, store, warmup_only=True))
+    later = steps[len(steps) // 2 :]
+    if not later:
+        raise ValueError("tuning needs slides in the warm-up, got none; make [window] warmup_s longer")
+    losses = [log_losses(step.probabilities.astype(np.float64), step.clicks) for step in later]
+    return float(np.concatenate(losses).mean())
