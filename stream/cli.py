@@ -592,6 +592,7 @@ def _ask(settings: Settings, action: Literal["promote", "rollback"], version: st
 
     asked = asyncio.run(ask(settings, find_cluster(settings), action, version, note))
     result = msgspec.to_builtins(asked.command) | {"offset": asked.offset, "has_trainer": asked.has_trainer}
+    result["is_done"] = asked.is_done
     _report(json, result, asked.text)
 
 

@@ -17,16 +17,24 @@ from stream.announcement import Announcement, newest_announcement
 from stream.commands import Action, Command, send_command
 from stream.explain import explain, model_rows
 from stream.roles import Cluster
-from stream.train_worker import group_members
+from stream.train_worker import TrainService, group_members, trainer_group
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for: the command, its offset in `commands`, and whether a trainer is there to heed it."""
+    """What was asked for.
+
+    Attributes:
+        command: The wish.
+        offset: Its place in `commands`.
+        has_trainer: Whether a trainer was there to heed it.
+        is_done: Whether it was done at once, under the fence of the trainer that was not there.
+    """
 
     command: Command
     offset: int
     has_trainer: bool
+    is_done: bool
 
     @property
     def text(self) -> str:
@@ -34,7 +42,9 @@ class Asked:
         line = f"{self.command.action} {self.command.version} is asked for"
         if self.has_trainer:
             return f"{line}; the trainer does it when the next slide is complete"
-        return f"{line}; no trainer is alive: one does it when it has been started and the next slide is complete"
+        if self.is_done:
+            return f"{line}; no trainer is alive: it was done in its place, and serves now"
+        return f"{line}; no trainer is alive, and it could not be done in its place: see what was logged"
 
 
 async def list_models(settings: Settings, cluster: Cluster) -> dict[str, Any]:
@@ -63,7 +73,7 @@ async def why(settings: Settings, cluster: Cluster) -> dict[str, Any]:
 
 
 async def ask(settings: Settings, cluster: Cluster, action: Action, version: str, note: str) -> Asked:
-    """Ask the trainer to let a snapshot serve.
+    """Ask the trainer to let a snapshot serve; without one it is done at once, under its fence.
 
     Args:
         settings: Of the deployment.
@@ -83,8 +93,14 @@ async def ask(settings: Settings, cluster: Cluster, action: Action, version: str
         raise SettingsError(f"{action} must name a snapshot that does not serve, got {version}; choose another")
     Registry(registry_url(settings)).load(version, fields=settings.fields)
     command = Command(action, version, note)
+    group = trainer_group(settings, cluster)
     offset = await send_command(cluster, settings.model.family, command)
-    return Asked(command, offset, await _has_trainer(cluster, settings.model.family))
+    if await _has_trainer(cluster, group):
+        return Asked(command, offset, has_trainer=True, is_done=False)
+    service = TrainService(settings, cluster, group=group)
+    announcement = await service.obey_alone()
+    is_done = announcement is not None and announcement.champion == version
+    return Asked(command, offset, has_trainer=False, is_done=is_done)
 
 
 async def _newest(settings: Settings, cluster: Cluster) -> Announcement:
@@ -97,10 +113,10 @@ async def _newest(settings: Settings, cluster: Cluster) -> Announcement:
     return newest
 
 
-async def _has_trainer(cluster: Cluster, family: str) -> bool:
+async def _has_trainer(cluster: Cluster, group: str) -> bool:
     admin = AIOKafkaAdminClient(**cluster.options)
     await admin.start()
     try:
-        return bool(await group_members(admin, f"{cluster.prefix}.train-{family}"))
+        return bool(await group_members(admin, group))
     finally:
         await admin.close()

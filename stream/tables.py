@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 VALUE_CHARS_MAX = 60
@@ -38,11 +38,12 @@ def letter_tables(found: dict[str, Any]) -> Iterator[Table]:
 
 def model_table(found: dict[str, Any]) -> Table:
     """Return the table of `freshrank models list`."""
-    table = Table("slide", "version", "does", "log loss", "AUC", "calibration", "decision", "parent")
+    version = Column("version", no_wrap=True)  # it is what the other commands take
+    table = Table("slide", version, "does", "log loss", "AUC", "calibration", "decision")
     for row in found["models"]:
         figures = ("–" if row[name] is None else f"{row[name]:.4f}" for name in ("logloss", "auc", "calibration"))
         slide = "initial" if row["slide"] is None else str(row["slide"])
-        table.add_row(slide, row["version"], row["does"], *figures, row["decision"] or "", row["parent"])
+        table.add_row(slide, row["version"], row["does"], *figures, row["decision"] or "")
     return table
 
 

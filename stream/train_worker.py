@@ -39,9 +39,8 @@ TAKEOVER_S = SESSION_S + 4.0  # how long a killed trainer may still be a member 
 def run_train_worker(settings: Settings) -> None:
     """Train one model family of a deployment until the process is told to stop."""
     cluster = find_cluster(settings)
-    group = f"train-{settings.model.family}"
-    app = make_app(cluster, group)
-    service = TrainService(settings, cluster, group=f"{cluster.prefix}.{group}")
+    app = make_app(cluster, f"train-{settings.model.family}")
+    service = TrainService(settings, cluster, group=trainer_group(settings, cluster))
 
     @app.agent(app.topic(cluster.topic("examples")))
     async def learn(stream: faust.StreamT[bytes]) -> None:
@@ -49,6 +48,11 @@ def run_train_worker(settings: Settings) -> None:
             await service.take(partition, record)
 
     run_app(app, service)
+
+
+def trainer_group(settings: Settings, cluster: Cluster) -> str:
+    """Return the consumer group, and the transactional id, of the trainer of a model family."""
+    return f"{cluster.prefix}.train-{settings.model.family}"
 
 
 class TrainService(mode.Service):
@@ -129,7 +133,31 @@ class TrainService(mode.Service):
         loop = asyncio.get_running_loop()
         positions = self._window.positions()
         commands = await read_commands(self._cluster, self._settings.model.family, self._commands)
-        announcement = await loop.run_in_executor(self._thread, self._learn_and_save, slide, positions, commands)
+        await self._announce(await loop.run_in_executor(self._thread, self._learn_and_save, slide, positions, commands))
+
+    async def obey_alone(self) -> Announcement | None:
+        """Take the fence, do what people asked for since the newest announcement, and announce it; learn nothing.
+
+        Returns None where nothing was asked for, or nothing of it could be done.
+
+        Raises:
+            RoleError: If a trainer lives: it does what is asked for.
+        """
+        await self._wait_alone()
+        self._producer = AIOKafkaProducer(**self._cluster.options, transactional_id=self._group)
+        await self._producer.start()
+        try:
+            positions = await self._restore()
+            commands = await read_commands(self._cluster, self._settings.model.family, self._commands)
+            obey = asyncio.get_running_loop().run_in_executor(self._thread, self._obey_and_save, positions, commands)
+            if (announcement := await obey) is not None:
+                await self._announce(announcement)
+        finally:
+            await self._producer.stop()
+            self._thread.shutdown(wait=True)
+        return announcement
+
+    async def _announce(self, announcement: Announcement) -> None:
         assert self._producer is not None
         async with self._producer.transaction():
             await self._producer.send(
@@ -141,11 +169,10 @@ class TrainService(mode.Service):
         self, slide: Slide, positions: dict[int, int], commands: list[tuple[int, Command]]
     ) -> Announcement:
         started_s = time.perf_counter()
-        asked = None
-        for offset, command in commands:
-            asked = command if self._obey(command) else asked
-            self._commands = offset + 1
+        asked = self._obey_all(commands)
         judged = self._learner.latest.version
+        if asked:
+            self._registry.save(self._learner.latest, {"asked": msgspec.to_builtins(asked)})  # the next one's parent
         report = self._learner.learn(slide)
         learn_s = time.perf_counter() - started_s
         announcement = to_announcement(self._settings.model.family, report, learn_s, self._newest, asked)
@@ -157,6 +184,35 @@ class TrainService(mode.Service):
         self._newest = announcement
         return announcement
 
+    def _obey_and_save(self, positions: dict[int, int], commands: list[tuple[int, Command]]) -> Announcement | None:
+        before, asked = self._newest, self._obey_all(commands)
+        if before is None or asked is None:
+            return None
+        learner, reason = self._learner, asked_for(asked)
+        announcement = msgspec.structs.replace(
+            before,
+            champion=learner.champion.version,
+            latest=learner.latest.version,
+            former=learner.former.version if learner.former else "",
+            decision=asked.action,
+            reason=reason,
+            guards=[],
+            lost=[],
+            since=Promotion(before.slide, asked.action, reason, {}, [], before.champion),
+            commands=self._commands,
+        )
+        for snapshot in (learner.champion, learner.latest):
+            self._registry.save(snapshot, {"positions": positions} | msgspec.to_builtins(announcement))
+        return announcement
+
+    def _obey_all(self, commands: list[tuple[int, Command]]) -> Command | None:
+        """Do what people asked for, in their order; return the last that could be done."""
+        asked = None
+        for offset, command in commands:
+            asked = command if self._obey(command) else asked
+            self._commands = offset + 1
+        return asked
+
     def _obey(self, command: Command) -> bool:
         """Do what a person asked for; return whether it could be done."""
         try:
@@ -165,7 +221,6 @@ class TrainService(mode.Service):
         except ValueError as error:
             log.warning("train: %s %s was asked for and cannot be done: %s", command.action, command.version, error)
             return False
-        self._registry.save(self._learner.latest, {"asked": msgspec.to_builtins(command)})  # the next one's parent
         log.info("train: %s %s as asked for", command.action, command.version)
         return True
 
@@ -194,8 +249,7 @@ def to_announcement(
         former = before.champion if before else ""
         since = Promotion(report.slide, report.decision, report.reason, evidence, guards, former)
         if asked and report.champion_version == asked.version:
-            reason = f"asked for: {asked.note}" if asked.note else "asked for"
-            since = Promotion(report.slide, asked.action, reason, {}, [], former)
+            since = Promotion(report.slide, asked.action, asked_for(asked), {}, [], former)
     return Announcement(
         family=family,
         slide=report.slide,
@@ -213,6 +267,11 @@ def to_announcement(
         lost=list(report.lost),
         learn_s=learn_s,
     )
+
+
+def asked_for(command: Command) -> str:
+    """Return the reason of a decision that a person took."""
+    return f"asked for: {command.note}" if command.note else "asked for"
 
 
 async def group_members(admin: AIOKafkaAdminClient, group: str) -> list[str]:

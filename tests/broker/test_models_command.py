@@ -12,6 +12,7 @@ from infra.broker import BrokerInfo
 from infra.settings import SettingsError
 from stream.announcement import Announcement, decode_announcement
 from stream.cli import app
+from stream.commands import Command, send_command
 from stream.models_command import ask, list_models, show_model, why
 from tests.broker.deployment import Deployment, deploy, until
 
@@ -59,14 +60,20 @@ async def test_what_is_asked_for_is_done_at_the_next_slide_and_told(learnt: Depl
         await ask(settings, cluster, "promote", known[-1].champion, "")
     asked = await ask(settings, cluster, "promote", wanted, "the sale")
     assert not asked.has_trainer
+    assert asked.is_done
     assert "no trainer is alive" in asked.text
-    later = await learn_the_rest(learnt, len(known))
-    assert later[0].champion == wanted
-    assert later[0].commands == asked.offset + 1
+    (at_once,) = (await announcements(learnt))[len(known) :]
+    assert (at_once.champion, at_once.slide, at_once.decision) == (wanted, known[-1].slide, "promote")
+    back = Command("rollback", known[-1].champion, "it rains")
+    offset = await send_command(cluster, settings.model.family, back)  # a trainer that starts now does it
+    later = await learn_the_rest(learnt, len(known) + 1)
+    assert later[0].slide == known[-1].slide + 1
+    assert (later[0].champion, later[0].commands) == (back.version, offset + 1)
     assert later[0].since is not None
-    assert (later[0].since.reason, later[0].since.former) == ("asked for: the sale", known[-1].champion)
-    assert wanted in (await why(settings, cluster))["text"][0]
-    for command, said in ((["list"], wanted), (["why"], "asked for: the sale"), (["rollback"], "no trainer is alive")):
+    assert (later[0].since.decision, later[0].since.reason) == ("rollback", "asked for: it rains")
+    assert later[0].since.former == wanted
+    assert back.version in (await why(settings, cluster))["text"][0]
+    for command, said in ((["list"], wanted), (["why"], "asked for: it rains"), (["rollback"], "no trainer is alive")):
         result = await asyncio.to_thread(CliRunner().invoke, app, ["models", *command, str(learnt.config)])
         assert result.exit_code == 0
         assert said in result.output
