@@ -14,6 +14,7 @@ from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from logging.config import dictConfig
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -323,6 +324,42 @@ def _compare(  # the command's own arguments
     _say(to_markdown(report))
     _say(f"slides, runs, report.md and plots are in {comparison.directory}")
     return report
+
+
+@app.command()
+def tune(
+    config: Config,
+    data: DataDir = None,
+    limit: Limit = None,
+    json: Json = None,
+    rates: Annotated[bool, typer.Option("--rates", help="Learning rates, half-lives and weights too.")] = False,
+) -> None:
+    """Print what the warm-up of the log chooses, as lines for the configuration; later slides are not looked at."""
+    with _clear_errors(), TemporaryDirectory(prefix="freshrank-tune-") as scratch, _status("tune") as status:
+        settings = read_settings(config)
+        from stream.backtest import Backtest
+        from stream.compare.choose import choose, crosses_budget, to_toml
+        from stream.compare.store import SlideStore
+        from stream.logs.reader import RowCounts
+        from stream.logs.source import read_arrivals
+        from stream.plan import new_plan
+
+        rows, store = RowCounts(), SlideStore(Path(scratch))
+        arrivals = read_arrivals(settings, _bases(config, data), rows, limit=limit)
+        store.write_warmup(Backtest(settings, arrivals).slides(), settings, lambda _: status(f"{rows.read:,} rows"))
+        choices = choose(
+            settings.update.strategy,
+            new_plan(settings),
+            store,
+            tunes=rates,
+            crosses=crosses_budget(settings),
+            say=status,
+        )
+        if json is not None:
+            _write_json(json, choices)
+        else:
+            out.print(to_toml(choices), highlight=False, markup=False)
+        _say(f"{len(choices)} choices" if choices else "the warm-up chooses nothing but what the configuration says")
 
 
 @app.command("strategies")

@@ -32,6 +32,20 @@ class CrossesBudget:
     cells_max: int
 
 
+def to_toml(choices: Choices) -> str:
+    """Return choices as lines for a configuration file."""
+    lines: list[str] = []
+    for one in choices.get(CROSSES, []):
+        parts = ", ".join(f'"{part}"' for part in one["of"])
+        lines += ["[[fields]]", f'name = "{one["name"]}"', 'side = "cross"', f"of = [{parts}]", ""]
+    if "half_lives_s" in choices:
+        lines += ["[priors]", f"half_lives_s = {list(choices['half_lives_s'])}", ""]
+    rates = {name.rpartition(".")[2]: value for name, value in choices.items() if name not in (CROSSES, "half_lives_s")}
+    if rates:
+        lines += ["[update]", *(f"{name} = {value:.6g}" for name, value in rates.items()), ""]
+    return "\n".join(lines)
+
+
 def crosses_budget(settings: Settings) -> CrossesBudget:
     """Return what the configuration allows."""
     return CrossesBudget(settings.priors.crosses_max, settings.priors.cells_max)

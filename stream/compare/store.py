@@ -87,6 +87,20 @@ class SlideStore:
         with np.load(self._directory / "rows.npz") as arrays:
             return Scored(**{field.name: arrays[field.name] for field in dataclasses.fields(Scored)})
 
+    def write_warmup(self, slides: Iterable[Slide], settings: Settings, on_slide: Callable[[Slide], None]) -> None:
+        """Write the slides of the warm-up alone; nothing of a later one is kept."""
+        self._directory.joinpath("slides").mkdir(parents=True, exist_ok=True)
+        cuts: list[Cut] = []
+        for cut, slide in _cut(slides, settings.window.warmup_s):
+            if not cut.is_warmup:
+                break
+            slide.frame.write_ipc(self._path(slide.index), compression="lz4")
+            cuts.append(cut)
+            on_slide(slide)
+        if not cuts:
+            raise ValueError("a choice needs slides in the warm-up, got none; make [window] warmup_s longer")
+        write_whole(self._directory / "log.json", msgspec.json.format(msgspec.json.encode(Log("", cuts, 0))))
+
     def write(
         self, slides: Iterable[Slide], settings: Settings, fingerprint: str, on_slide: Callable[[Slide], None]
     ) -> None:
@@ -98,11 +112,7 @@ class SlideStore:
         cuts: list[Cut] = []
         corrections: list[pl.DataFrame] = []
         parts: list[dict[str, np.ndarray]] = []
-        origin_s: float | None = None
-        for slide in slides:
-            if origin_s is None:
-                origin_s = float(slide.frame["settled_s"][0])
-            cut = Cut(slide.index, slide.start_s, slide.end_s, slide.end_s <= origin_s + plan.warmup_s)
+        for cut, slide in _cut(slides, plan.warmup_s):
             slide.frame.write_ipc(self._path(slide.index), compression="lz4")
             examples = read_examples(slide, counted, plan.buckets)
             counted = count_slide(counted, slide, examples.settled, plan)
@@ -137,6 +147,15 @@ class SlideStore:
 
     def _path(self, index: int) -> Path:
         return self._directory / "slides" / f"{index:06d}.arrow"
+
+
+def _cut(slides: Iterable[Slide], warmup_s: float) -> Iterator[tuple[Cut, Slide]]:
+    """Yield each slide with whether it is warm-up, as models/update.py has it."""
+    origin_s: float | None = None
+    for slide in slides:
+        if origin_s is None:
+            origin_s = float(slide.frame["settled_s"][0])
+        yield Cut(slide.index, slide.start_s, slide.end_s, slide.end_s <= origin_s + warmup_s), slide
 
 
 def _sources(frame: pl.DataFrame) -> npt.NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from infra.settings import read_settings
 from models.strategies.tuning import with_choices
 from stream.backtest import Backtest
 from stream.cli import app
-from stream.compare.choose import choose, crosses_budget
+from stream.compare.choose import choose, crosses_budget, to_toml
 from stream.compare.store import SlideStore
 from stream.logs.reader import RowCounts
 from stream.logs.source import read_arrivals
@@ -147,6 +148,26 @@ def test_default_chooses_its_crosses_where_none_is_named(config: Path, tmp_path:
     assert [field.name for field in crossed.fields] == ["user", "ad", "user_x_ad"]
     for name, there in (("default", crossed), ("finetune", plan), ("prior-only", plan)):
         assert choose(name, there, store, tunes=False, crosses=budget, say=lambda _: None) == {}
+
+
+def test_tune_prints_lines_that_the_configuration_takes(config: Path) -> None:
+    result = call("tune", config, "--rates")
+    assert result.exit_code == 0, result.stderr
+    config.write_text(CONFIG + result.stdout)
+    assert call("check", config).exit_code == 0, result.stdout
+    result = call("tune", config.parent / "none.toml")
+    assert result.exit_code == 2
+
+
+def test_choices_become_the_lines_of_their_sections() -> None:
+    crosses = [{"name": "user_x_ad", "of": ["user", "ad"]}]
+    text = to_toml({"crosses": crosses, "half_lives_s": (60.0, 3600.0), "learning_rate": 0.003, "objective.n0": 300.0})
+    assert tomllib.loads(text) == {
+        "fields": [{"name": "user_x_ad", "side": "cross", "of": ["user", "ad"]}],
+        "priors": {"half_lives_s": [60.0, 3600.0]},
+        "update": {"learning_rate": 0.003, "n0": 300.0},
+    }
+    assert to_toml({}) == ""
 
 
 @pytest.mark.parametrize(
