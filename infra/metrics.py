@@ -9,6 +9,7 @@ group belongs to one registry, so that two services in one process do not add up
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -60,6 +61,15 @@ LATENCY_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1,
 # From what a publication takes to far beyond the time that a click is waited for.
 DELAY_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 CANDIDATE_BUCKETS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+
+TRAIN_FIGURES = {
+    "logloss_nats": "Log loss on the newest slide before it was learnt, nats per row",
+    "auc_ratio": "AUC on the newest slide; NaN with one class alone",
+    "calibration_ratio": "Mean prediction over click rate on the newest slide; NaN without clicks",
+}
+DECISIONS = ("warmup", "promote", "hold", "reject", "rollback")
+DRIFT_DETECTORS = ("adwin", "page_hinkley")
 
 
 class ServeMetrics:
@@ -166,6 +176,59 @@ class PriorMetrics:
         )
         _preset(self.rows, ROW_KINDS)
         _preset(self.pushed, PUSH_OUTCOMES)
+
+
+class TrainMetrics:
+    """What a trainer exports: how good what serves and what learns were on the newest slide, and what was decided."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register the group."""
+        self._figures = {
+            name: Gauge(f"freshrank_train_{name}", text, ["model"], registry=registry)
+            for name, text in TRAIN_FIGURES.items()
+        }
+        self._rows = Counter("freshrank_train_rows_total", "Rows scored and then learnt", registry=registry)
+        self._decisions = Counter(
+            "freshrank_gate_decisions_total", "Slides by what the gate decided", ["decision"], registry=registry
+        )
+        self._drift = Counter(
+            "freshrank_drift_alarms_total",
+            "Slides in which a drift detector raised an alarm",
+            ["detector"],
+            registry=registry,
+        )
+        self._slide_end_s = Gauge(
+            "freshrank_train_slide_end_timestamp_seconds", "Event time up to which it has learnt", registry=registry
+        )
+        self._learn_s = Histogram(
+            "freshrank_train_slide_seconds",
+            "Wall time of scoring and learning one slide",
+            buckets=DELAY_BUCKETS_S,
+            registry=registry,
+        )
+        _preset(self._decisions, DECISIONS)
+        _preset(self._drift, DRIFT_DETECTORS)
+
+    def learnt(  # the figures of one slide
+        self,
+        evaluation: Mapping[str, Mapping[str, float | None]],
+        *,
+        decision: str,
+        drift: Iterable[str],
+        end_s: float,
+        learn_s: float,
+    ) -> None:
+        """Note one slide: the figures by model (`champion`, `latest`) and what was decided."""
+        for model, figures in evaluation.items():
+            for name, gauge in self._figures.items():
+                value = figures.get(name.rpartition("_")[0])
+                gauge.labels(model).set(math.nan if value is None else value)
+        self._rows.inc(evaluation["latest"]["rows"] or 0)
+        self._decisions.labels(decision).inc()
+        for detector in drift:
+            self._drift.labels(detector).inc()
+        self._slide_end_s.set(end_s)
+        self._learn_s.observe(learn_s)
 
 
 class LedgerMetrics(Collector):

@@ -5,6 +5,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     window.py C which settled impressions make a slide, in which order
     evaluate.py C how good predictions were
     evidence.py C what is known of a difference, with bounds that hold at every look
+    drift.py C whether the world has changed for what serves
     gate.py C promote, hold or reject
     shadow.py C the former champion in the shadow, and rollback
     networks/ C one file per architecture

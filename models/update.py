@@ -29,6 +29,7 @@ from features.posteriors import deviations, estimate_strength
 from features.priors import CORRECTION, PriorTable, SettledRows, advance
 from features.vocabulary import Vocabulary, revise
 from models.batch import Inputs, Predictor, make_inputs
+from models.drift import DriftWatch
 from models.evaluate import Evaluation, evaluate
 from models.evidence import Evidence, EvidenceSummary
 from models.examples import Examples, read_examples
@@ -128,6 +129,7 @@ class UpdateReport:
         values: Values that own an embedding row after the step.
         stale_rows: Rows shown too long before the slide to know what had settled then: counted, not learnt or scored.
         corrected: Clicks of earlier impressions that came too late for those: counted and learnt, not scored.
+        drift: Detectors that raised an alarm over what the champion predicted; they begin anew with each process.
     """
 
     slide: int
@@ -147,6 +149,7 @@ class UpdateReport:
     values: int
     stale_rows: int
     corrected: int
+    drift: tuple[str, ...]
     former_version: str
 
 
@@ -179,6 +182,7 @@ class Learner:
         self.former: Snapshot | None = None
         self.scores: dict[str, Probabilities] = {}
         self._scored: _Scored | None = None
+        self._drift = DriftWatch()
 
     @classmethod
     def resume(cls, plan: Plan, latest: Snapshot, champion: Snapshot, former: Snapshot | None = None) -> Learner:
@@ -256,6 +260,7 @@ class Learner:
             values=len(after.vocabulary) - 1,
             stale_rows=len(impressions) - len(examples.clicks),
             corrected=len(slide.frame) - len(impressions),
+            drift=self._drift.look(self.scores.get("champion", self.scores["latest"]), examples.clicks),
             former_version=shadow.former,
         )
 

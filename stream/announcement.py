@@ -45,6 +45,7 @@ class Announcement(msgspec.Struct, frozen=True):
         guards: The gate's guardrails with what was found, its limits and whether it passed.
         former: Version of the champion before, while it is watched whether the promotion was right; else empty.
         since: The decision since which the champion serves; None before the first slide or where it is not known.
+        drift: Detectors that raised an alarm over the champion's log losses.
         commands: Offset after the last record of `commands` that was heeded.
         start_s: Begin of the slide, event time.
         end_s: End of the slide, event time.
@@ -67,6 +68,7 @@ class Announcement(msgspec.Struct, frozen=True):
     guards: list[dict[str, Any]] = []
     former: str = ""
     since: Promotion | None = None
+    drift: list[str] = []
     commands: int = 0
     v: int = VERSION
 

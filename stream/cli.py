@@ -117,7 +117,8 @@ def worker(
     config: Config,
     shard: Annotated[str, typer.Option(help="i/n: count the fields of the i-th of n shares (role priors).")] = "1/1",
     metrics_port: Annotated[
-        int | None, typer.Option(help="Answer Prometheus on this port (roles ledger and priors).", min=1, max=65535)
+        int | None,
+        typer.Option(help="Answer Prometheus on this port (not the role bridge).", min=1, max=65535),
     ] = None,
 ) -> None:
     """Run one role until it is told to stop (SIGTERM)."""
@@ -125,9 +126,9 @@ def worker(
         settings = read_settings(config)
         if role != "priors" and shard != "1/1":
             raise SettingsError(f'--shard must go with the role priors, got it with "{role}"; leave it out')
-        if role in ("train", "bridge") and metrics_port is not None:
+        if role == "bridge" and metrics_port is not None:
             raise SettingsError(
-                f'--metrics-port must go with the roles ledger and priors, got it with "{role}"; leave it out'
+                f'--metrics-port must go with the roles ledger, priors and train, got it with "{role}"; leave it out'
             )
         registry = _metrics(metrics_port)
         if role == "ledger":
@@ -145,7 +146,7 @@ def worker(
         else:
             from stream.train_worker import run_train_worker
 
-            run_train_worker(settings)
+            run_train_worker(settings, registry=registry)
 
 
 def _metrics(port: int | None) -> CollectorRegistry | None:

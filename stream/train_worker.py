@@ -19,7 +19,9 @@ import mode
 import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from prometheus_client import CollectorRegistry
 
+from infra.metrics import TrainMetrics
 from infra.settings import Settings, registry_url
 from models.registry import Registry
 from models.train import use_threads
@@ -36,11 +38,16 @@ from stream.wiring import new_slides
 TAKEOVER_S = SESSION_S + 4.0  # how long a killed trainer may still be a member of the group
 
 
-def run_train_worker(settings: Settings) -> None:
-    """Train one model family of a deployment until the process is told to stop."""
+def run_train_worker(settings: Settings, *, registry: CollectorRegistry | None = None) -> None:
+    """Train one model family of a deployment until the process is told to stop.
+
+    Args:
+        settings: Of the deployment.
+        registry: Where the metrics go.
+    """
     cluster = find_cluster(settings)
     app = make_app(cluster, f"train-{settings.model.family}")
-    service = TrainService(settings, cluster, group=trainer_group(settings, cluster))
+    service = TrainService(settings, cluster, group=trainer_group(settings, cluster), registry=registry)
 
     @app.agent(app.topic(cluster.topic("examples")))
     async def learn(stream: faust.StreamT[bytes]) -> None:
@@ -58,13 +65,16 @@ def trainer_group(settings: Settings, cluster: Cluster) -> str:
 class TrainService(mode.Service):
     """The learner, the window of open slides, and the fenced producer of announcements."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, *, group: str) -> None:
+    def __init__(
+        self, settings: Settings, cluster: Cluster, *, group: str, registry: CollectorRegistry | None = None
+    ) -> None:
         """Prepare; the lineage is restored when the service starts."""
         super().__init__()
         self._settings = settings
         self._cluster = cluster
         self._group = group
         self._registry = Registry(registry_url(settings))
+        self._metrics = TrainMetrics(registry or CollectorRegistry())
         self._producer: AIOKafkaProducer | None = None
         self._thread = ThreadPoolExecutor(1, "learner", initializer=use_threads, initargs=(settings.update.threads,))
 
@@ -177,6 +187,15 @@ class TrainService(mode.Service):
         learn_s = time.perf_counter() - started_s
         announcement = to_announcement(self._settings.model.family, report, learn_s, self._newest, asked)
         announcement = msgspec.structs.replace(announcement, commands=self._commands)
+        if report.drift:
+            log.warning("train: slide %d: drift, says %s", report.slide, " and ".join(report.drift))
+        self._metrics.learnt(
+            announcement.evaluation,
+            decision=report.decision,
+            drift=report.drift,
+            end_s=report.end_s,
+            learn_s=learn_s,
+        )
         context = {"positions": positions, "judged": judged} | msgspec.to_builtins(announcement)
         for snapshot in (self._learner.champion, self._learner.latest):
             self._registry.save(snapshot, context)
@@ -265,6 +284,7 @@ def to_announcement(
         start_s=report.start_s,
         end_s=report.end_s,
         lost=list(report.lost),
+        drift=list(report.drift),
         learn_s=learn_s,
     )
 

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import re
 import socket
+from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from infra.metrics import EVENT_OUTCOMES, EVENT_TYPES, LedgerMetrics, PriorMetrics, ServeMetrics, expose, serve_metrics
+from infra.metrics import (
+    DECISIONS,
+    DRIFT_DETECTORS,
+    EVENT_OUTCOMES,
+    EVENT_TYPES,
+    LedgerMetrics,
+    PriorMetrics,
+    ServeMetrics,
+    TrainMetrics,
+    expose,
+    serve_metrics,
+)
+from models.drift import DETECTORS
+from models.gate import Decision
 from stream.blocks import Counts
 
-UNITS = ("seconds", "count", "bytes", "total")
+UNITS = ("seconds", "count", "bytes", "total", "nats", "ratio")
 LEDGER = {**dict.fromkeys(Counts.__struct_fields__, 1.0), "impressions_law": 0.0, "clicks_law": 0.0}
 LEDGER |= {"records_law": 0.0, "requests_known": 5.0, "bytes_known": 7.0, "watermark_s": 90.0, "horizon_s": 91.0}
 
@@ -20,6 +35,7 @@ def test_every_name_is_freshrank_noun_unit() -> None:
     registry = CollectorRegistry()
     ServeMetrics(registry)
     PriorMetrics(registry)
+    TrainMetrics(registry)
     LedgerMetrics(registry, lambda: {0: LEDGER})
     for family in registry.collect():
         name = family.name + ("_total" if family.type == "counter" else "")
@@ -60,3 +76,22 @@ def test_port_that_is_taken_is_an_error_that_says_so() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--metrics-port must be a free port, got {port}"):
             serve_metrics(CollectorRegistry(), port)
+
+
+def test_a_trainer_exports_figures_decisions_and_drift() -> None:
+    registry = CollectorRegistry()
+    metrics = TrainMetrics(registry)
+    figures = {"rows": 100, "logloss": 0.4, "auc": None, "calibration": 1.1}
+    for decision, drift in (("hold", ()), ("promote", ("adwin",))):
+        metrics.learnt(
+            {"champion": figures, "latest": figures}, decision=decision, drift=drift, end_s=7200.0, learn_s=0.5
+        )
+    value = registry.get_sample_value
+    assert value("freshrank_train_logloss_nats", {"model": "champion"}) == 0.4
+    assert math.isnan(value("freshrank_train_auc_ratio", {"model": "latest"}) or 0.0)
+    assert value("freshrank_train_rows_total") == 200.0
+    assert value("freshrank_gate_decisions_total", {"decision": "promote"}) == 1.0
+    assert value("freshrank_gate_decisions_total", {"decision": "rollback"}) == 0.0
+    assert value("freshrank_drift_alarms_total", {"detector": "adwin"}) == 1.0
+    assert value("freshrank_train_slide_end_timestamp_seconds") == 7200.0
+    assert (DETECTORS, get_args(Decision)) == (DRIFT_DETECTORS, DECISIONS)
