@@ -56,7 +56,7 @@ def leakcheck(
     labels = list(_label_fields(settings.log, settings.fields))
     clock = Clock(disorder_s=settings.ledger.disorder_s, wait_s=settings.ledger.wait_s)
     counts = RowCounts()
-    table, share, is_whole = _read(settings.log, settings.fields, bases, clock, counts, limit)
+    table, share, is_whole = _read(settings.log, settings.fields, bases, clock, counts, limit=limit)
     findings = labels + list(_time_findings(settings, clock, is_whole=is_whole))
     for name, check in _checks(settings, table, clock, forbidden):
         on_progress(name)
@@ -139,6 +139,7 @@ def _read(
     bases: Sequence[Path],
     clock: Clock,
     counts: RowCounts,
+    *,
     limit: int | None,
 ) -> tuple[Table, float, bool]:
     """Return the rows, the share of requests that they are, and whether the log was read to its end."""

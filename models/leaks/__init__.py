@@ -6,7 +6,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     table.py C the rows of a log as codes and numbers
     order.py C time: rows, clicks and labels that come too early, a split without a test side
     repeats.py C rows that stand there twice, requests and keys on both sides of the split
-    scores.py C how well a field alone tells clicks, by its past alone
+    scores.py C how well a field alone tells clicks, by other rows alone
     proxies.py C fields that know the label, and fields that know a sibling's
     scatter.py C whether a field foretells even the chance in later labels
     futures.py C fields that are statistics of the log's own future

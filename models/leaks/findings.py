@@ -5,6 +5,7 @@ Owns the kinds and what to do about each. Must not know how anything is found.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,7 +53,7 @@ class Finding:
 
     kind: Kind
     field: str
-    evidence: dict[str, float | int | str]
+    evidence: Mapping[str, object]
     message: str
 
     @property

@@ -3,7 +3,7 @@
 Owns which keys and spans of time are looked at, and what counts as found. Must not know files.
 
 A field is held to four laws, each of which an honest field keeps however strong it is:
-1. it does not foretell the chance in later clicks (`scatter`), per key, per key and day or hour, and per run of a key's rows;
+1. it does not foretell the chance in later clicks (`scatter`) of a key, of a day or hour of it, or of a run of its rows;
 2. it does not foretell a key's number of rows better than a Poisson variable can be foretold;
 3. its step from one row of a key to the next does not tell the click of the row where it lands;
 4. it is not centred and scaled, or spread, more exactly over the whole log than the training side could make it.
@@ -27,7 +27,7 @@ RUNS = {", 8 rows": 8, ", 32 rows": 32, ", 128 rows": 128}  # of a key, foretold
 RATIO_MAX = 0.75  # honest fields stay at 1; fixed mixes of rows within a group can lower it to about 0.85
 RESIDUAL_RATIO_MAX = 0.6  # past rates of few rows over-react, which lowers it a little more than that
 Z_MIN = 5.0  # one test in three million by chance, and some hundreds are made
-COUNT_RATIO_MAX = 0.3  # median squared error of a forecast count over its value: 0.7 for a Poisson variable
+COUNT_RATIO_MAX = 0.3  # squared error of a forecast count over that of a Poisson variable: honest fields stay at 1
 STEP_AUC = 0.8  # clicks in a row (sessions) bring honest steps to about 0.6
 EXACT = 1e-3  # of mean 0 and deviation 1: float32 and rounded values keep to it, the training side's scale does not
 KS_MAX = 0.3  # Kolmogorov's statistic times sqrt(N): an honest uniform sample is below it once in 100,000 times
@@ -150,27 +150,24 @@ def _scatter_finding(name: str, key: str, scatter: Scatter, what: str) -> Findin
 
 
 def _count_ratio(numbers: Floats, groups: Groups) -> float | None:
-    """Return the median squared error of group sizes read off the neighbours in order of the field, over the size.
+    """Return the median squared error of group sizes read off the neighbours in order of the field, over chance's.
 
-    None where there are too few groups, where sizes hardly differ, or where the field says nothing of them.
+    None where there are too few groups or where sizes hardly differ, as when each user was given the same number.
     """
     first = numbers[groups.order[groups.starts]]
     use = np.isfinite(first) & (groups.sizes >= ROWS_OF_COUNT)
     if use.sum() < GROUPS_MIN:
         return None
     x, n = first[use], groups.sizes[use].astype(np.float64)
-    if n.var() < 4.0 * n.mean() or len(np.unique(x)) < GROUPS_MIN:
+    if n.var() < 0.5 * n.mean() or len(np.unique(x)) < SIZES_MIN:
         return None
-    order = np.lexsort((n, x))
-    n = n[order]
-    # Values of the field that repeat are one point: a group is never forecast by its own size alone.
-    left, middle, right = n[:-2], n[1:-1], n[2:]
-    error = (middle - (left + right) / 2.0) ** 2 / middle
-    error = error[right - left != 0.0] if (right != left).mean() > 0.5 else error
+    n = n[np.argsort(x, kind="stable")]  # equal values stand in the order of their keys, which knows no sizes
+    error = (n[1:-1] - (n[:-2] + n[2:]) / 2.0) ** 2 / n[1:-1]
     return float(np.median(error)) / CHANCE_ERROR
 
 
 ROWS_OF_COUNT = 8  # smaller counts are too coarse to tell chance from knowledge
+SIZES_MIN = 5  # distinct values of a field that may be a count
 CHANCE_ERROR = 0.68  # median of (n - mean of two neighbours)^2 / n for Poisson counts: 1.5 times that of chi-squared
 
 

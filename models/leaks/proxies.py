@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from models.leaks.findings import Finding
-from models.leaks.scores import auc, past_rates, score_codes
+from models.leaks.scores import auc, rates, score_codes
 from models.leaks.table import Bools, Column, Floats, Ints, Table, combine
 
 ROWS_MAX = 300_000  # for AUCs: an error of a thousandth; every i-th request is taken
@@ -36,11 +36,67 @@ ROWS_MIN, CLICKS_MIN = 200, 20  # below it nothing can be said
 
 # Words that name what happens after an impression, as public logs write them. A name alone is no evidence.
 OUTCOMES = frozenset(
-    "like liked follow followed comment commented forward share shared hate play played watch watched finish finished"
-    " dwell stay converted conversion purchase purchased buy bought order ordered cart install installed view viewed"
-    " click clicked rating rated revenue bounce profile".split()
+    [
+        "like",
+        "liked",
+        "follow",
+        "followed",
+        "comment",
+        "commented",
+        "forward",
+        "share",
+        "shared",
+        "hate",
+        "play",
+        "played",
+        "watch",
+        "watched",
+        "finish",
+        "finished",
+        "dwell",
+        "stay",
+        "converted",
+        "conversion",
+        "purchase",
+        "purchased",
+        "buy",
+        "bought",
+        "order",
+        "ordered",
+        "cart",
+        "install",
+        "installed",
+        "view",
+        "viewed",
+        "click",
+        "clicked",
+        "rating",
+        "rated",
+        "revenue",
+        "bounce",
+        "profile",
+    ]
 )
-PAST = frozenset("past prev previous prior hist history historical last before lag cnt count counts num rate".split())
+# And words by which a name says that it counts the past.
+PAST = frozenset(
+    [
+        "past",
+        "prev",
+        "previous",
+        "prior",
+        "hist",
+        "history",
+        "historical",
+        "last",
+        "before",
+        "lag",
+        "cnt",
+        "count",
+        "counts",
+        "num",
+        "rate",
+    ]
+)
 
 
 def check_proxies(table: Table) -> Iterator[Finding]:
@@ -51,7 +107,7 @@ def check_proxies(table: Table) -> Iterator[Finding]:
     clicks = table.clicks[sample]
     strata = [codes[sample] for codes in _strata(table)]
     for column in table.columns:
-        scores, n_past = past_rates(score_codes(column)[sample], clicks)
+        scores, n_past = rates(score_codes(column)[sample], clicks, table.requests[sample])
         finding = (
             _too_good(column.name, scores, clicks, strata)
             or (None if column.name in (table.user, table.item) else _too_pure(column, scores, n_past, clicks, strata))
@@ -75,10 +131,10 @@ def check_siblings(table: Table) -> Iterator[Finding]:
     place = combine([sizes[rows], np.minimum(table.positions[rows], 1 << 20)])
     for column in table.columns:
         codes = score_codes(column)[rows]
-        told = auc(past_rates(codes, beside)[0], beside, place)
+        told = auc(rates(codes, beside, requests[rows])[0], beside, place)
         if told < SIBLING_AUC:
             continue
-        own = auc(past_rates(codes, table.clicks[rows])[0], table.clicks[rows], place)
+        own = auc(rates(codes, table.clicks[rows], requests[rows])[0], table.clicks[rows], place)
         if told > own + SIBLING_GAP:
             evidence = {"sibling_auc": round(told, 4), "own_auc": round(own, 4), "rows": len(rows)}
             message = f"it tells whether other rows of the request are clicked: AUC {told:.3f}, its own row's {own:.3f}"
@@ -120,9 +176,7 @@ def _too_good(name: str, scores: Floats, clicks: Floats, strata: Sequence[Ints])
     return Finding("label_proxy", name, evidence, message)
 
 
-def _too_pure(
-    column: Column, scores: Floats, n_past: Ints, clicks: Floats, strata: Sequence[Ints]
-) -> Finding | None:
+def _too_pure(column: Column, scores: Floats, n_past: Ints, clicks: Floats, strata: Sequence[Ints]) -> Finding | None:
     """Return a finding when rows that the field's past calls clicks are clicks, and their ads and users are not."""
     base = float(clicks.mean())
     is_named = _names_an_outcome(column.name)
@@ -177,5 +231,6 @@ def _too_bare(name: str, scores: Floats, n_past: Ints, clicks: Floats) -> Findin
     if rate > BARE_RATE * base:
         return None
     evidence = {"rate": rate, "rows": int(bare.sum()), "base": round(base, 4)}
-    message = f"{int(bare.sum()):,} rows with its lowest values have {int(clicks[bare].sum())} clicks, {base:.1%} of all"
+    n_clicks = int(clicks[bare].sum())
+    message = f"the {int(bare.sum()):,} rows with its lowest values have {n_clicks} clicks, where {base:.1%} of all do"
     return Finding("label_proxy", name, evidence, message)

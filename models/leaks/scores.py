@@ -1,8 +1,8 @@
-"""How well a field alone tells clicks, by its past alone.
+"""How well a field alone tells clicks, by other rows alone.
 
-Owns the score of a row: the click rate that the earlier rows with the same value had. Must not know what is too good.
+Owns the score of a row: the click rate that other rows with the same value had. Must not know what is too good.
 
-Invariants: a score rests on earlier rows only, so an id that appears once tells nothing, however well it would fit.
+Invariants: a score never rests on its own row, so an id that appears once tells nothing, however well it would fit.
 
 Shape legend: `N` rows.
 """
@@ -14,12 +14,12 @@ import numpy as np
 from models.evaluate import grouped_auc
 from models.leaks.table import Column, Floats, Ints
 
-N_BINS = 64  # values of a number that are told apart, by quantile; chosen by hand
+N_BINS = 64  # values of a number that are told apart, by quantile; a field with more is an id. Chosen by hand
 PRIOR_ROWS = 5.0  # rows that the overall rate is worth beside a value's own; chosen by hand
 
 
 def score_codes(column: Column) -> Ints:
-    """Return the codes by which a field is scored: its values, or the quantile bins of a number; missing is one, (N,)."""
+    """Return the codes by which a field is scored, (N,): its values, or the bins of a number; missing ones are 0."""
     if column.kind != "number":
         return column.codes + 1
     assert column.numbers is not None
@@ -39,6 +39,24 @@ def bins(numbers: Floats, n_bins: int) -> Ints:
     codes = np.zeros(len(numbers), np.int64)
     codes[present] = of_value[np.searchsorted(values, numbers[present])] + 1
     return codes
+
+
+def rates(codes: Ints, labels: Floats, requests: Ints) -> tuple[Floats, Ints]:
+    """Return per row the click rate of its value that other rows show, (N,), and how many those are, (N,).
+
+    Those of a field with few values are the rows of the other half of the requests: rows with one value then score
+    alike, and none is scored by its siblings. Those of an id are the earlier rows with it.
+    """
+    if int(codes.max(initial=0)) > N_BINS:
+        return past_rates(codes, labels)
+    out, counts = np.empty(len(codes)), np.empty(len(codes), np.int64)
+    for half in (0, 1):
+        scored = requests % 2 == half
+        n_rows = np.bincount(codes[~scored], minlength=N_BINS + 1)
+        n_clicks = np.bincount(codes[~scored], labels[~scored], minlength=N_BINS + 1)
+        smoothed = (n_clicks + PRIOR_ROWS * labels.mean()) / (n_rows + PRIOR_ROWS)
+        out[scored], counts[scored] = smoothed[codes[scored]], n_rows[codes[scored]]
+    return out, counts
 
 
 def past_rates(codes: Ints, labels: Floats) -> tuple[Floats, Ints]:
