@@ -12,6 +12,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     train.py C one pass over a slide
     examples.py C the rows of a slide with what had settled when each was shown
     update.py C one slide from start to end: score, gate, train
+    leaks/ C what leaks from test to train in a log
     registry.py E snapshots on disk
     swap.py E the reference to what serves now
     serving/ E requests to ranked answers

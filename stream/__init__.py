@@ -31,6 +31,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     event_writer.py E events of the ranking service into Kafka
     serve.py E the ranking service on Kafka
     backtest.py E the same code over a file, without Kafka
+    leakcheck.py E what leaks from test to train in a log
     dlq.py E dead letters: reading them, sending them again
     audit/ E the labels worked out a second time, and compared
     rows.py E records of any topic as rows that people read

@@ -3,7 +3,7 @@
 Owns which keys and spans of time are looked at, and what counts as found. Must not know files.
 
 A field is held to four laws, each of which an honest field keeps however strong it is:
-1. it does not foretell the chance in later clicks (`scatter`) of a key, of a day or hour of it, or of a run of its rows;
+1. it does not foretell the chance in later clicks (`scatter`) of a key, of its day or hour, or of a run of its rows;
 2. it does not foretell a key's number of rows better than a Poisson variable can be foretold;
 3. its step from one row of a key to the next does not tell the click of the row where it lands;
 4. it is not centred and scaled, or spread, more exactly over the whole log than the training side could make it.
