@@ -21,7 +21,9 @@ from models.leaks.table import Bools, Column, Floats, Ints, Table, combine
 
 ROWS_MAX = 300_000  # for AUCs: an error of a thousandth; every i-th request is taken
 AUC_MAX = 0.9  # whole models for ads reach 0.75 to 0.85; no single field known before the click comes near
-AUC_WITHIN_MAX = 0.75  # the same, among rows of one ad, of one user, of one place and of one request
+AUC_WITHIN_MAX = 0.8  # the same, among rows of one ad, of one user, of one place and of one request
+AUC_FEW_MAX = 0.75  # the same, of a field with few values: a relevance may reach it, a flag does not
+FEW = 8  # values
 PURE_RATE = 0.95  # of rows that a field calls clicks; people are not as predictable
 PURE_BASE_MAX = 0.7  # a log with more clicks than this has pure values by nature
 PURE_SHARE = 0.003  # of all clicks: fewer may be one odd placement, or one odd user
@@ -109,7 +111,7 @@ def check_proxies(table: Table) -> Iterator[Finding]:
     for column in table.columns:
         scores, n_past = rates(score_codes(column)[sample], clicks, table.requests[sample])
         finding = (
-            _too_good(column.name, scores, clicks, strata)
+            _too_good(column, scores, clicks, strata)
             or (None if column.name in (table.user, table.item) else _too_pure(column, scores, n_past, clicks, strata))
             or _too_bare(column.name, scores, n_past, clicks)
         )
@@ -161,19 +163,20 @@ def _strata(table: Table) -> list[Ints]:
     return strata
 
 
-def _too_good(name: str, scores: Floats, clicks: Floats, strata: Sequence[Ints]) -> Finding | None:
+def _too_good(column: Column, scores: Floats, clicks: Floats, strata: Sequence[Ints]) -> Finding | None:
     told = auc(scores, clicks)
-    if told < AUC_WITHIN_MAX:
+    limit = AUC_FEW_MAX if column.codes.max(initial=0) < FEW else AUC_WITHIN_MAX
+    if told < limit:
         return None
     within = min(auc(scores, clicks, codes) for codes in strata)
-    if told < AUC_MAX and within < AUC_WITHIN_MAX:
+    if told < AUC_MAX and within < limit:
         return None
     evidence = {"auc": round(told, 4), "auc_within": round(within, 4), "rows": len(clicks)}
     message = (
         f"alone it tells clicks with an AUC of {told:.3f}, and of {within:.3f} or more among rows of one ad, user,"
         " place or request: no value known before the click does"
     )
-    return Finding("label_proxy", name, evidence, message)
+    return Finding("label_proxy", column.name, evidence, message)
 
 
 def _too_pure(column: Column, scores: Floats, n_past: Ints, clicks: Floats, strata: Sequence[Ints]) -> Finding | None:

@@ -166,6 +166,7 @@ def clock(time_s: list[float], delay_s: list[float | None], *, disorder_s: float
         ([0.0, 5.0, 3.9, 6.0], [None, 0.5, 5.0, None], ["time_order"]),
         ([0.0, 1.0, 2.0, 3.0], [None, -0.5, 5.0, None], ["early_click"]),
         ([0.0, 1.0, 2.0, 3.0], [None, 0.0, 5.0, None], ["zero_delay"]),
+        ([float(row) for row in range(1_200)], [0.0] + [5.0] * 1_199, []),  # one that was rounded
     ],
 )
 def test_times_that_leak_are_found(time_s: list[float], delay_s: list[float | None], expected: list[str]) -> None:
