@@ -34,6 +34,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     serve.py E the ranking service on Kafka
     backtest.py E the same code over a file, without Kafka
     compare/ E many strategies over one file, each predicting a slide before it learns it
+    leakcheck.py E what leaks from test to train in a log
     dlq.py E dead letters: reading them, sending them again
     audit/ E the labels worked out a second time, and compared
     models_command.py E which models there are, why one serves, and asking for another

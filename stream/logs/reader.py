@@ -122,10 +122,12 @@ def read_rows(
     Raises:
         LogError: As `check_log`; or if the log turns out unreadable, empty, or to hold no usable row at all.
     """
-    sources = check_log(log, fields, bases)
-    joins = [_JoinTable(source, log.separator) for source in sources if source.join]
     newest_s = 0.0
-    for frame in whole_requests(_usable(log, fields, sources, joins, counts, rows_max=rows_max), rows_max):
+    usable = (
+        chunk.filter(pl.col("rule").is_null()).drop("rule")
+        for chunk in read_in_file_order(log, fields, bases, counts, rows_max=rows_max)
+    )
+    for frame in whole_requests(usable, rows_max):
         ready, n_cut = in_order(frame, fields)
         if n_cut:
             _add(counts.unusable, "request_too_big", n_cut)
@@ -138,8 +140,6 @@ def read_rows(
         yield ready
         if counts.used == limit:
             return
-    if not counts.read:
-        raise LogError(f"the log must hold rows, got none in {', '.join(source.path.name for source in sources)}")
     if not counts.used:
         got = ", ".join(f"{rule} {count}" for rule, count in counts.unusable.items())
         raise LogError(f"the log must hold usable rows, got none of {counts.read} ({got}); check [log] and time_unit")
@@ -217,26 +217,37 @@ _KEY = "join key"
 _WHOLE = 1 << 30  # rows: a joined file is read as one chunk, so that a column has one type
 
 
-def _usable(
+def read_in_file_order(
     log: LogSettings,
     fields: Sequence[Field],
-    sources: Sequence[Source],
-    joins: Sequence[_JoinTable],
+    bases: Sequence[Path],
     counts: RowCounts,
     *,
-    rows_max: int,
+    rows_max: int = ROWS_MAX,
 ) -> Iterator[pl.DataFrame]:
-    """Yield the rows that break no rule, in file order, with the request's id."""
+    """Yield every row as the files have it, `rule` (null: the row can be used) beside the columns of `read_rows`.
+
+    Args:
+        counts: Counts up what is read and why rows cannot be used.
+        rows_max: Rows in memory at a time.
+
+    Raises:
+        LogError: As `check_log`; or if the log turns out unreadable or empty.
+    """
+    sources = check_log(log, fields, bases)
+    joins = [_JoinTable(source, log.separator) for source in sources if source.join]
     for source in sources:
         if source.join is None:
             for chunk in read_chunks(source.path, source.columns, log.separator, rows_max):
                 raw = chunk.frame
                 for join in joins:
                     raw = join.add_to(raw, counts)
-                yield _usable_rows(raw, chunk, log, fields, counts)
+                yield _normal_rows(raw, chunk, log, fields, counts)
+    if not counts.read:
+        raise LogError(f"the log must hold rows, got none in {', '.join(source.path.name for source in sources)}")
 
 
-def _usable_rows(
+def _normal_rows(
     raw: pl.DataFrame, chunk: Chunk, log: LogSettings, fields: Sequence[Field], counts: RowCounts
 ) -> pl.DataFrame:
     frame = normalise(
@@ -257,7 +268,7 @@ def _usable_rows(
         _add(counts.unusable, "broken_row", chunk.broken)
     frame = frame.with_columns(request_ids(raw, frame["time_s"], log.request, counts.read))
     counts.read += raw.height + chunk.broken
-    return frame.filter(pl.col("rule").is_null()).drop("rule")
+    return frame
 
 
 def _add(counts: dict[str, int], name: str, count: int) -> None:

@@ -103,6 +103,47 @@ def test_backtest_reports_every_slide_and_the_conservation_laws(config: Path, tm
     assert (tmp_path / "snapshots" / found["latest"] / "manifest.json").exists()
 
 
+LEAKY = [
+    (20.0 * i, i * 7 % 10 < 3, f"u{i * i % 13}", f"a{i * 11 % 7}", i * 7 % 10 < 3 or i % 20 == 1) for i in range(600)
+]
+
+
+def leak_log(config: Path, *, outcome: bool) -> None:
+    rows = "".join(f"{time},{click:d},{user},{ad},{other:d}\n" for time, click, user, ad, other in LEAKY)
+    (config.parent / "log.csv").write_text("time,click,user,ad,outcome\n" + rows)
+    field = '[[fields]]\nname = "outcome"\nside = "context"\n' if outcome else ""
+    config.write_text(CONFIG.replace("[window]", field + "[window]"))
+
+
+def test_leakcheck_says_that_a_clean_log_is_clean(config: Path) -> None:
+    leak_log(config, outcome=False)
+    result = call("leakcheck", config, "--json", "-")
+    assert (result.exit_code, json.loads(result.stdout)["findings"]) == (0, [])
+    assert result.stderr.startswith("no leak found; looked at 600 rows")
+
+
+def test_leakcheck_names_the_field_the_figures_and_what_to_do_and_exits_with_1(config: Path) -> None:
+    leak_log(config, outcome=True)
+    result = call("leakcheck", config, "--json", "-")
+    assert result.exit_code == 1
+    (found,) = json.loads(result.stdout)["findings"]
+    assert (found["kind"], found["field"], found["evidence"]["auc"] > 0.9) == ("label_proxy", "outcome", True)
+    assert "label_proxy outcome: " in result.stderr
+    assert found["next"] in result.stderr
+
+
+def test_leakcheck_of_an_unknown_key_exits_with_2(config: Path) -> None:
+    result = call("leakcheck", config, "--forbid", "usr")
+    assert result.exit_code == 2
+    assert '--forbid must name fields, user or item, got "usr"; fields: user, ad' in result.stderr
+
+
+def test_leakcheck_finds_the_keys_that_are_forbidden(config: Path) -> None:
+    leak_log(config, outcome=False)
+    result = call("leakcheck", config, "--forbid", "user,item", "--json", "-")
+    assert [found["field"] for found in json.loads(result.stdout)["findings"]] == ["user", "ad"]
+
+
 @pytest.mark.usefixtures("config")
 def test_broker_status_without_a_broker_exits_with_1() -> None:
     assert call("broker", "status").exit_code == 1
