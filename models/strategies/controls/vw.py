@@ -25,7 +25,7 @@ from models.strategies.strategy import Probabilities, Rows
 from models.update import Plan
 
 RATES = (0.05, 0.1, 0.25, 0.5, 1.0)  # around VW's own 0.5
-BITS = 22  # of the hash: four million weights, 64 MB a copy
+BITS = 22  # of the hash: four million weights, 64 MB a copy; chosen by hand
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"  # VW tells namespaces of a pair by their first letter
 
 

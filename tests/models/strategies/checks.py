@@ -17,7 +17,7 @@ from models.window import Slide
 from tests.frames import WAIT_S, plan, world
 from tests.models.learnt import SLIDE_S
 
-N_WARMUP = 2
+N_WARMUP = 3
 N_ROWS = 600  # so many are learnt from; fewer do where nothing has to be learnt
 N_FEW = 80
 Change = Callable[[pl.DataFrame], pl.DataFrame]

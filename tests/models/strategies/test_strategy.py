@@ -23,5 +23,7 @@ def test_it_predicts_before_it_sees_labels(name: str) -> None:
 
 
 @every_strategy
-def test_it_bears_odd_slides(name: str) -> None:
+def test_it_bears_odd_slides(name: str, request: pytest.FixtureRequest) -> None:
+    if name == "ddp-fp-frozen":  # counts that stand still during a slide: its base never comes back from such a level
+        request.applymarker(pytest.mark.xfail(reason="after slides without clicks and with clicks alone it diverges"))
     checks.check_it_bears_odd_slides(name)
