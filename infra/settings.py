@@ -107,7 +107,7 @@ class WindowSettings(_Section, frozen=True):
 
     Attributes:
         slide_s: Length of a slide in event time; 0 when `edges` are given.
-        window_s: How far back rows may be learnt again; 0 means one slide. So far each row is learnt once.
+        window_s: How far back the strategy `last-window` learns; 0 means the newest slide. No other reads it.
         warmup_s: Event time before the first gate decision; until then every model is promoted.
         edges: Event times that end slides of unequal length; the last slide is open.
     """

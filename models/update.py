@@ -57,6 +57,7 @@ class Plan:
         learns: Each slide, or those of the warm-up alone: then only counts go on.
         is_gated: Whether the champion is chosen by the gate; else each new model serves at once.
         warmup_s: Slides that end within this time of the first settled row are warm-up.
+        window_s: How far back the strategy `last-window` learns; 0: the newest slide.
         lookback_s: How far before a slide a row of it may have been shown and still be given its counts: the longest
             wait for a click plus the disorder allowed. Rows shown earlier are counted, not learnt.
     """
@@ -82,6 +83,7 @@ class Plan:
     seed: int
     device: str
     warmup_s: float
+    window_s: float
     lookback_s: float
     alpha: float
     margin: float
@@ -219,11 +221,11 @@ class Learner:
         assert scored is not None
         before, examples = self.latest, scored.examples
         evaluations = {name: evaluate(p, examples.clicks, examples.groups) for name, p in self.scores.items()}
-        origin_s = before.origin_s if before.slide is not None else _first_s(slide)
-        is_warmup = slide.end_s <= origin_s + self._plan.warmup_s
+        origin = origin_s(before, slide)
+        is_warmup = slide.end_s <= origin + self._plan.warmup_s
         verdict, shadow = self._verdict(examples, evaluations["latest"], is_warmup=is_warmup)
         after = count_slide(before, slide, examples.settled, self._plan)
-        after = dataclasses.replace(after, origin_s=origin_s, evidence=verdict.evidence, shadow=shadow)
+        after = dataclasses.replace(after, origin_s=origin, evidence=verdict.evidence, shadow=shadow)
         name = {"reject": "champion", "rollback": "former"}.get(verdict.decision, "latest")
         start = dict(self._pointers())[name]
         after = dataclasses.replace(
@@ -446,7 +448,10 @@ def count_slide(before: Snapshot, slide: Slide, settled: SettledRows, plan: Plan
     return dataclasses.replace(before, slide=slide.index, end_s=slide.end_s, base=base, recent=recent)
 
 
-def _first_s(slide: Slide) -> float:
+def origin_s(before: Snapshot, slide: Slide) -> float:
+    """Return when the first row of all settled, up to a slide: the warm-up counts from there."""
+    if before.slide is not None:
+        return before.origin_s
     return float(slide.frame["settled_s"][0]) if len(slide.frame) else slide.start_s
 
 

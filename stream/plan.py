@@ -61,6 +61,7 @@ def new_plan(settings: Settings) -> Plan:
         seed=update.seed,
         device=update.device,
         warmup_s=settings.window.warmup_s,
+        window_s=settings.window.window_s,
         lookback_s=rules.wait_s + rules.grace_s + rules.disorder_s,
         alpha=gate.alpha,
         margin=gate.margin,

@@ -91,6 +91,7 @@ def plan(**changes: Any) -> Plan:
         "seed": 0,
         "device": "cpu",
         "warmup_s": 0.0,
+        "window_s": 0.0,
         "lookback_s": 2 * WAIT_S,
         "alpha": 0.05,
         "margin": 0.02,

@@ -19,6 +19,7 @@ from torch import Tensor
 from features.posteriors import ROOT_INPUT
 
 RIDGE = 1.0  # rows' worth of doubt about each weight at the start; chosen by hand
+STEP_MAX = 2.0  # by which a batch may move the logit of a row of its own: the quadratic model holds near by; by hand
 CALIBRATION_RIDGE = 100.0  # likewise: a few hundred rows must not turn slope and level; chosen by hand
 MEMORY_ROWS = 350_000.0  # rows after which the curvature has halved; as good as no forgetting on two logs' warm-up
 
@@ -72,4 +73,6 @@ def newton_step(
     curvature.diagonal().add_((1.0 - keep) * RIDGE)
     curvature.addmm_((x * curved[:, None]).T, x)
     gradient = x.T @ error
-    weight.add_(torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(curvature))[:, 0])
+    step = torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(curvature))[:, 0]
+    furthest = float((x @ step).abs().max())
+    weight.add_(step if furthest <= STEP_MAX else step * (STEP_MAX / furthest))

@@ -24,7 +24,7 @@ from features.fields import COLUMN_PREFIX
 from features.posteriors import dense_inputs, estimate_strength
 from features.priors import Floats
 from models.examples import Examples, read_examples
-from models.update import Learner, Plan, count_slide, initial_snapshot
+from models.update import Learner, Plan, count_slide, initial_snapshot, origin_s
 from models.window import Slide
 
 Probabilities = npt.NDArray[np.floating]
@@ -50,6 +50,7 @@ class Rows:
         keys: (N, S), as features/encode.py gives them, crosses included.
         dense: The live priors as inputs, as features/posteriors.py gives them, (N, P).
         shown_s: When each was shown, (N,).
+        is_warmup: Whether the slide belongs to the warm-up, in which nothing is judged yet.
     """
 
     slide: int
@@ -57,6 +58,7 @@ class Rows:
     keys: Keys
     dense: npt.NDArray[np.float32]
     shown_s: Floats
+    is_warmup: bool
 
     def __len__(self) -> int:
         """Return N."""
@@ -108,7 +110,8 @@ class ControlStrategy:
         dense = dense_inputs(examples.counts, examples.keys, counted.base, counted.fields, counted.levels)
         columns = [name for name in examples.frame.columns if name.startswith(COLUMN_PREFIX)]
         frame = examples.frame.select("request_id", "position", "time_s", *columns)
-        rows = Rows(slide.index, frame, examples.keys, dense, examples.shown_s)
+        is_warmup = slide.end_s <= origin_s(counted, slide) + self._plan.warmup_s
+        rows = Rows(slide.index, frame, examples.keys, dense, examples.shown_s, is_warmup)
         self._last = examples, rows
         return self._control.predict(rows), examples
 
@@ -119,6 +122,6 @@ class ControlStrategy:
         if len(rows):
             self._control.learn(rows, examples.clicks)
         after = count_slide(self._counted, slide, examples.settled, self._plan)
-        strength = estimate_strength(after.priors).strength
-        self._counted = dataclasses.replace(after, base=dataclasses.replace(after.base, strength=strength))
+        base = dataclasses.replace(after.base, strength=estimate_strength(after.priors).strength)
+        self._counted = dataclasses.replace(after, base=base, origin_s=origin_s(self._counted, slide))
         self._last = None

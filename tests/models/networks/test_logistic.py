@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.networks.logistic import RIDGE, base_logits, initial_base, newton_step
+from models.networks.logistic import RIDGE, STEP_MAX, base_logits, initial_base, newton_step
 
 
 def learn(dense: torch.Tensor, clicks: torch.Tensor, batch_rows: int) -> torch.Tensor:
@@ -87,3 +87,12 @@ def test_a_non_click_and_its_correction_move_it_as_a_click_does() -> None:
     twice, corrects = torch.cat([x, x]), torch.tensor([False, False, True, True])
     newton_step(corrected["weight"], corrected["curvature"], twice, corrects.to(torch.float64), corrects)
     torch.testing.assert_close(corrected["weight"], clicked["weight"], rtol=1e-4, atol=1e-5)
+
+
+def test_one_batch_moves_no_row_of_its_own_further_than_the_quadratic_model_holds() -> None:
+    state = initial_base(2)
+    dense = torch.tensor([[1.0, -12.0], [1.0, -9.0]]).repeat(5, 1)  # sure that nobody clicks
+    before = base_logits(state["weight"], dense)
+    newton_step(state["weight"], state["curvature"], dense, torch.ones(10))
+    moved = base_logits(state["weight"], dense) - before
+    assert moved.abs().max().item() == pytest.approx(STEP_MAX, rel=1e-5)

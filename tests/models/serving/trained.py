@@ -46,6 +46,7 @@ PLAN = Plan(
     seed=1,
     device="cpu",
     warmup_s=1e9,
+    window_s=0.0,
     lookback_s=WAIT_S,
     alpha=0.05,
     margin=0.01,
