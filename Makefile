@@ -13,10 +13,13 @@ CODE := $(PACKAGES) tests $(wildcard bench)
 SOURCES = $(shell find . -type f -not -path './.*/*' -not -path '*/__pycache__/*' -not -path '*.egg-info/*' \
 	-not -path './build/*')
 
+STRATEGIES := default,ddp-fp-frozen,ddp-fp-dense,ddp-fp-wide,ddp-fp-initial,ddp-mp,ddp,ddp-constant,cr,cr-auc,ddp+cr
+STRATEGIES := $(STRATEGIES),static,finetune,last-window,retrain,kd,default+gate,prior-only,vw,river,lightgbm
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint chaos bench clean lock
+.PHONY: help install demo test test-all lint chaos results bench clean lock
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -42,6 +45,16 @@ lint: install ## formatting, style, types, import contracts, and each package's 
 
 chaos: install ## kill, freeze and restart real processes, and prove that every label is as if quiet (up to 12 minutes)
 	@$(BIN)/python -m tests.chaos
+
+# KUAIRAND: where the files of that log are; without it MovieLens-1M and the simulated world alone.
+results: install ## compare the strategies on whole logs, three seeds each (hours; goes on where it was stopped)
+	@$(BIN)/freshrank data fetch movielens-1m
+	@test -s .freshrank/data/simulated/impressions.parquet || $(BIN)/freshrank data simulate
+	@for log in movielens-1m simulated $(if $(KUAIRAND),kuairand); do \
+		test $$log != kuairand || set -- --data $(KUAIRAND); \
+		$(BIN)/freshrank backtest configs/$$log.toml "$$@" --strategies $(STRATEGIES) \
+			--seeds 0,1,2 --jobs 2 --out .freshrank/results/$$log --json .freshrank/results/$$log.json || exit 1; \
+	done
 
 bench: install $(BENCH_INSTALLED) ## measure speed and memory; JSON on standard output
 	@$(BIN)/python -m bench
