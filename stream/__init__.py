@@ -6,6 +6,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     tokens.py C proof that an ad was really shown
     ledger.py C the join of impressions and clicks
     ledger_rows.py C what the ledger knows of a request, and the columns in which it leaves
+    slabs.py C the values that things were scored on, in columns
     due.py C what falls due when
     blocks.py C settled impressions in columns
     partitioner.py C which partition a key goes to

@@ -26,10 +26,10 @@ _HEADER_KEY = b"freshrank"
 _CANDIDATES = "candidates"
 _IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 _T = TypeVar("_T", bound=msgspec.Struct)
-_ARROW_TYPES = {"category": pa.string(), "categories": pa.list_(pa.string()), "number": pa.float64()}
+ARROW_TYPES = {"category": pa.string(), "categories": pa.list_(pa.string()), "number": pa.float64()}
 
 
-Columns = dict[str, list[Any]]
+Columns = dict[str, list[Any] | pa.Array]
 
 
 class BlockError(ValueError):
@@ -155,7 +155,7 @@ def row_schema(fields: Sequence[Field]) -> pa.Schema:
         ("source_partition", pa.int32()),
         ("source_offset", pa.int64()),
     ]
-    columns += [(field.column, _ARROW_TYPES[field.kind]) for field in raw_fields(fields)]
+    columns += [(field.column, ARROW_TYPES[field.kind]) for field in raw_fields(fields)]
     return pa.schema(columns)
 
 
@@ -176,14 +176,15 @@ def chain_schema(fields: Sequence[Field]) -> tuple[pa.Schema, pa.Schema]:
         ("label", pa.string()),  # clicked | exposed | unexposed
         ("position", pa.int32()),
     ]
-    request += [(field.column, _ARROW_TYPES[field.kind]) for field in raw if field.side in REQUEST_SIDES]
-    candidate += [(field.column, _ARROW_TYPES[field.kind]) for field in raw if field.side not in REQUEST_SIDES]
+    request += [(field.column, ARROW_TYPES[field.kind]) for field in raw if field.side in REQUEST_SIDES]
+    candidate += [(field.column, ARROW_TYPES[field.kind]) for field in raw if field.side not in REQUEST_SIDES]
     return pa.schema(request), pa.schema(candidate)
 
 
 def to_batch(columns: Columns, schema: pa.Schema) -> pa.RecordBatch:
     """Return the rows of a closed block as Arrow columns."""
-    arrays = [pa.array(columns[name], type=schema.field(name).type) for name in schema.names]
+    found = [(columns[name], kind) for name, kind in zip(schema.names, schema.types, strict=True)]
+    arrays = [values if isinstance(values, pa.Array) else pa.array(values, kind) for values, kind in found]
     return pa.record_batch(arrays, schema=schema)
 
 

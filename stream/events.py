@@ -163,11 +163,8 @@ def check_event(event: Event) -> None:
         return
     if not 0 < len(event.request_id) <= ID_CHARS_MAX:
         raise EventError("bad_id", "request_id", event.request_id)
-    if not isinstance(event, Request):
-        _check_shown(event)
-
-
-def _check_shown(event: Impression | Click) -> None:
+    if isinstance(event, Request):
+        return
     if not 0 < len(event.ad_id) <= ID_CHARS_MAX:
         raise EventError("bad_id", "ad_id", event.ad_id)
     if not 0 <= event.position <= POSITION_MAX:

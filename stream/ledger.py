@@ -31,7 +31,7 @@ from features.fields import Field
 from stream.blocks import Chains, Columns, Counts, Header, Rules
 from stream.due import DueQueue
 from stream.events import Click, Event, EventError, Impression, Request, Tick
-from stream.ledger_rows import Held, KnownRequest, Left, Row, RowColumns, row_bytes
+from stream.ledger_rows import SMALL_REQUEST_BYTES, Held, KnownRequest, Left, Row, RowColumns, ad_bytes
 from stream.partitioner import request_partition
 from stream.tokens import Tokens
 
@@ -155,7 +155,7 @@ class Ledger:
         self._again: deque[tuple[int, float, float]] = deque()  # what was forced before, and is about to be again
         self._refused: Mapping[int, str] | None = None  # while resuming: rule by offset
         self._offset = -1  # of the record that is being taken
-        self._append_s = 0.0  # its append time
+        self._append_s = math.nan  # its append time
         self._closed_s: float | None = None  # append time of the record that closed the last block; of the first
 
     def step(self, offset: int, append_s: float, event: Event | EventError, n_bytes: int = 0) -> list[Closed]:
@@ -167,26 +167,22 @@ class Ledger:
             event: The event, or why the record is none.
             n_bytes: Its size; what is kept in memory follows from it.
         """
-        self._closed = []
         self._offset = offset
-        if self._closed_s is None:
-            self._closed_s = append_s
-        self._append_s = append_s
-        is_old = self._opened_s is not None and append_s - self._opened_s >= self._block_s
-        if is_old or append_s - self._closed_s >= IDLE_S:
-            self._close(offset - 1, self.watermark_s, self.horizon_s)
+        if append_s != self._append_s:  # those of one batch of a producer have one
+            self._pass_time(append_s)
         if self._is_over_limit or self._again:
             self._relieve(offset)
         if self._refused is None:
             self._take(offset, event, n_bytes)
         else:
             self._take_again(offset, event, n_bytes, self._refused.get(offset))
-        if self._opened_s is None and (self._open or self._open_letters or self._open_chains):
-            self._opened_s = append_s
         self._rows_ahead = self._chains_ahead = 0
         if self._is_full:
             self._close(offset, self.watermark_s, self.horizon_s)
-        return self._closed
+        closed = self._closed
+        if closed:
+            self._closed = []
+        return closed
 
     def rewind(self, header: Header, refused: Mapping[int, str]) -> None:
         """Go back to the record at `header.resume_at`; then `step` through `header.through`, then `seal`.
@@ -247,6 +243,15 @@ class Ledger:
 
     # One record -----------------------------------------------------------------------------------------------
 
+    def _pass_time(self, append_s: float) -> None:
+        """Close the open block if it has been open for long enough."""
+        if self._closed_s is None:
+            self._closed_s = append_s
+        self._append_s = append_s
+        is_old = self._opened_s is not None and append_s - self._opened_s >= self._block_s
+        if is_old or append_s - self._closed_s >= IDLE_S:
+            self._close(self._offset - 1, self.watermark_s, self.horizon_s)
+
     def _take(self, offset: int, event: Event | EventError, n_bytes: int) -> None:
         try:
             if isinstance(event, EventError):
@@ -297,8 +302,9 @@ class Ledger:
             self.counts.duplicates += 1
             known.prolong(until_s)
             return
+        cells = self._columns.request_cells(event)
         if self._refused is None:
-            self._columns.check_request(event.values)
+            self._columns.check_request(cells)
         self.counts.requests += 1
         if until_s <= self.horizon_s:
             return
@@ -307,7 +313,18 @@ class Ledger:
             candidates = candidates[: self.rules.candidates_max]
             self.counts.candidates_cut += len(event.candidates) - len(candidates)
         clocks = (self.watermark_s, self.horizon_s)
-        request = KnownRequest(event, candidates, offset, n_bytes, until_s, until_s, *clocks, self.counts.dead_letters)
+        request = KnownRequest(
+            event.request_id,
+            [candidate.ad_id for candidate in candidates],
+            *self._columns.put(cells, candidates),
+            offset,
+            n_bytes,
+            ad_bytes(event) if n_bytes > SMALL_REQUEST_BYTES else (),
+            until_s,
+            until_s,
+            *clocks,
+            self.counts.dead_letters,
+        )
         self._requests[event.request_id] = request
         self._known_bytes += n_bytes
         self._arrived.append(request)
@@ -317,22 +334,21 @@ class Ledger:
 
     def _impression(self, offset: int, event: Impression, _: int) -> None:
         rules, counts = self.rules, self.counts
-        settled_s = event.time_s + rules.wait_s
+        position, time_s = event.position, event.time_s
+        settled_s = time_s + rules.wait_s
         settled_s = max(settled_s, self.watermark_s)
         request = self._requests.get(event.request_id)
-        if request is not None and event.position in request.rows:
+        if request is not None and position in request.rows:
             counts.duplicates += 1
             request.prolong(settled_s + rules.grace_s)
             return
         if request is None or self.horizon_s >= request.until_s:
             raise EventError("no_request", "request_id", event.request_id)
-        candidate = request.find(event.position, event.ad_id)
-        ad = request.candidates[candidate]
+        candidate = request.find(position, event.ad_id)
         if self._refused is None:
-            self._columns.check_ad(ad.values)
-        shown = (request.event.request_id, event.position, event.time_s, event.propensity)
-        row = Row(*shown, offset, candidate, ad, rules.wait_s, settled_s)
-        request.rows[event.position] = row
+            self._columns.check_ad(request, candidate)
+        row = Row(request.request_id, position, time_s, event.propensity, offset, candidate, rules.wait_s, settled_s)
+        request.rows[position] = row
         request.n_pending += 1
         request.prolong(settled_s + rules.grace_s)
         self._rows_due.put(settled_s, offset, row)
@@ -353,7 +369,7 @@ class Ledger:
         request.prolong(held.until_s)
         if request_id not in self._taken or held.offset < self._taken[request_id][1].offset:
             self._taken[request_id] = (request, held)
-        if held.ad_id != row.ad.ad_id:
+        if held.ad_id != request.ad_ids[row.candidate]:
             self.counts.orphan += 1
         else:
             self._match(request, row, held.time_s)
@@ -365,7 +381,7 @@ class Ledger:
             self.counts.clicks += 1
             self._hold(offset, event)
             return
-        if row.is_pending and row.ad.ad_id != event.ad_id:
+        if row.is_pending and request.ad_ids[row.candidate] != event.ad_id:
             raise EventError("ad_mismatch", "ad_id", event.ad_id)
         self.counts.clicks += 1
         request.prolong(event.time_s + self.rules.wait_s)
@@ -450,9 +466,13 @@ class Ledger:
     def _drain(self, offset: int, to_s: float, horizon_s: float) -> None:
         """Let rows due by to_s and requests due by horizon_s leave, in the order of time."""
         rows, chains = self._rows_due, self._chains_due
-        while rows.first_s <= to_s or chains.first_s <= horizon_s:
-            is_row = rows.first_s <= to_s and rows.first_s <= chains.first_s
-            due_s = rows.first_s if is_row else chains.first_s
+        while True:
+            row_s, due_s = rows.first_s, chains.first_s
+            is_row = row_s <= to_s and row_s <= due_s
+            if is_row:
+                due_s = row_s
+            elif due_s > horizon_s:
+                break
             if self._is_full:
                 self._close(offset - 1, max(self.watermark_s, min(due_s, to_s)), max(self.horizon_s, due_s))
             if is_row:
@@ -473,18 +493,18 @@ class Ledger:
             self._set_watermark(boundary_s)
 
     def _settle(self, row: Row) -> None:
-        request = self._requests[row.request_id]
+        request, counts = self._requests[row.request_id], self.counts
         row.is_pending = False
         request.n_pending -= 1
-        self.counts.pending -= 1
+        counts.pending -= 1
         if row.click:
-            self.counts.clicked += 1
+            counts.clicked += 1
             kind = "clicked"
         else:
-            self.counts.expired_negative += 1
+            counts.expired_negative += 1
             kind = "expired_negative"
         self._open.append((row, kind, row.settled_s, request))
-        self._add_open(row_bytes(row, request))
+        self._add_open(request.ad_bytes[row.candidate] if request.ad_bytes else request.n_bytes)
         if self._is_forcing:
             self.counts.expired_early += 1
         if row.is_late:
@@ -494,7 +514,7 @@ class Ledger:
         row.click, row.is_late = 1, False
         self.counts.corrected += 1
         self._open.append((row, "late_corrected", settled_s, request))
-        self._add_open(row_bytes(row, request))
+        self._add_open(request.ad_bytes[row.candidate] if request.ad_bytes else request.n_bytes)
 
     def _forget_request(self) -> None:
         """Take the request that is due first; let its chain leave, unless it is due later by now."""
@@ -504,13 +524,13 @@ class Ledger:
             self._chains_due.put(request.due_s, request.offset, request)
             return
         assert not request.n_pending
-        del self._requests[request.event.request_id]
+        del self._requests[request.request_id]
         request.gone_at = self._offset
         self._known_bytes -= request.n_bytes
         self.counts.chains += 1
         self._chains_ahead += 1
         self._open_chains.append(request)
-        self._open_candidates += len(request.candidates)
+        self._open_candidates += len(request.ad_ids)
         self._add_open(request.n_bytes)
         if self._is_forcing:
             self.counts.forgotten_early += 1
@@ -581,6 +601,8 @@ class Ledger:
 
     def _add_open(self, n_bytes: int) -> None:
         """Note that something was added to the open block."""
+        if self._opened_s is None:
+            self._opened_s = self._append_s
         self._open_bytes += n_bytes
         if (
             len(self._open) >= self._block_rows

@@ -50,6 +50,10 @@ def test_bytes_that_are_no_event_have_a_rule(value: bytes | None, rule: tuple[st
         ({"ad_id": "a" * 257}, ("bad_id", "ad_id")),
         ({"position": -1}, ("bad_position", "position")),
         ({"type": "impression", "propensity": 0.0}, ("bad_propensity", "propensity")),
+        ({"type": "request", "candidates": [], "request_id": ""}, ("bad_id", "request_id")),
+        ({"type": "tick", "time_s": 253_402_300_800.0}, ("bad_time", "time_s")),
+        ({"position": -1, "time_s": -1.0, "v": 2}, ("version", "v")),  # the first of several, in the order above
+        ({"request_id": "", "ad_id": 5}, ("schema", "ad_id")),
     ],
 )
 def test_fields_that_break_a_rule_are_named(changed: dict[str, object], rule: tuple[str, str]) -> None:

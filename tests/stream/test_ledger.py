@@ -15,9 +15,11 @@ from stream.blocks import (
     Rules,
     chain_schema,
     decode_block,
+    decode_chains,
     encode_block,
     encode_chains,
     row_schema,
+    to_frame,
 )
 from stream.events import Candidate, Click, Event, EventError, Impression, Request, Tick, decode_event, encode_event
 from stream.ledger import Closed, Ledger
@@ -66,8 +68,8 @@ def run(ledger: Ledger, events: list[Event | EventError], append_s: float = 0.0)
 
 
 def labels(blocks: list[Closed]) -> list[tuple[str, int, int]]:
-    rows = [zip(b.rows["request_id"], b.rows["position"], b.rows["click"], strict=True) for b in blocks]
-    return [row for block in rows for row in block]
+    frames = [to_frame(b.rows, SCHEMA).select("request_id", "position", "click") for b in blocks]
+    return [row for frame in frames for row in frame.rows()]
 
 
 def settle(events: list[Event | EventError], **changed: Any) -> tuple[list[tuple[str, int, int]], Ledger]:
@@ -207,9 +209,8 @@ def test_late_click_on_a_pending_impression_corrects_it_right_behind_its_row() -
 
 def chain(events: list[Event | EventError], **rules: Any) -> list[tuple[str, str, int | None, str]]:
     blocks = run(new_ledger(**rules), [*events, Tick(1000.0)])
-    of_ads = [b.chains.candidates for b in blocks]
-    columns = ("ad_id", "label", "position", "stage")
-    return [row for one in of_ads for row in zip(*(one[name] for name in columns), strict=True)]
+    frames = [decode_chains(encode_chains(b.header, b.chains, CHAIN_SCHEMA))[1] for b in blocks]
+    return [row for frame in frames for row in frame.select("ad_id", "label", "position", "stage").rows()]
 
 
 def test_chain_says_what_became_of_each_candidate() -> None:
