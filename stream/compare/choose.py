@@ -5,6 +5,7 @@ Owns the order in which things are tried. Must not open a slide after the warm-u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from features.crosses import choose_crosses
+from features.priors import Floats
 from infra.settings import Settings
 from models.evaluate import log_losses
 from models.strategies.build import GATE_SUFFIX
@@ -21,6 +23,8 @@ from models.update import Plan
 from stream.compare.steps import run_steps
 from stream.compare.store import SlideStore
 
+STEPS_MAX = 2  # a setting moves by so many factors at most: what lies further is another model
+LATER_SLIDES_MIN = 3  # fewer say nothing about what stays; chosen by hand
 CHOOSER = "default"  # the strategy that chooses its crosses without being asked
 
 
@@ -100,28 +104,44 @@ def _crosses(plan: Plan, store: SlideStore, budget: CrossesBudget) -> Choices:
 def _tune(  # noqa: PLR0917  # see `choose`
     name: str, own: str, plan: Plan, store: SlideStore, choices: Choices, say: Callable[[str], None]
 ) -> Choices:
-    """Return one setting after the other, each pushed on in its direction for as long as that gains."""
-    best = _warmup_loss(name, with_choices(plan, choices), store)
+    """Return one setting after the other, each pushed on in its direction for as long as that certainly gains.
+
+    What gains must do so beyond two standard errors and on each of the later slides: a start is seldom like the rest,
+    and what fits its odd days best does harm for weeks.
+    """
+    best = _warmup_losses(name, with_choices(plan, choices), store)
+    if len(best) < LATER_SLIDES_MIN:
+        say(f"tuning needs {2 * LATER_SLIDES_MIN} slides in the warm-up, got fewer: nothing is tuned")
+        return choices
     for setting in settings_of(LEARNERS[own](plan)):
         for direction in (0, 1):
-            gained = True
-            while gained:
+            for _ in range(STEPS_MAX):
                 at = LEARNERS[own](with_choices(plan, choices))
                 tried = choices | list(neighbours(at, setting))[direction]
-                loss = _warmup_loss(name, with_choices(plan, tried), store)
-                say(f"tuning {setting}: log loss {loss:.5f}, best {min(loss, best):.5f}")
-                if gained := loss < best:
-                    choices, best = tried, loss
+                losses = _warmup_losses(name, with_choices(plan, tried), store)
+                say(f"tuning {setting}: log loss {_mean(losses):.5f}, best {_mean(best):.5f}")
+                if not _certainly_less(losses, best):
+                    break
+                choices, best = tried, losses
             if setting in choices:
                 break  # smaller was better: larger is not
     return choices
 
 
-def _warmup_loss(name: str, plan: Plan, store: SlideStore) -> float:
-    """Return the mean log loss on the later half of the warm-up's slides; the first ones teach what a start is like."""
+def _warmup_losses(name: str, plan: Plan, store: SlideStore) -> list[Floats]:
+    """Return the log losses of the later half of the warm-up's slides; the first ones teach what a start is like."""
     steps = list(run_steps(name, plan, store, warmup_only=True))
-    later = steps[len(steps) // 2 :]
-    if not later:
-        raise ValueError("tuning needs slides in the warm-up, got none; make [window] warmup_s longer")
-    losses = [log_losses(step.probabilities.astype(np.float64), step.clicks) for step in later]
+    later = [step for step in steps[len(steps) // 2 :] if len(step.clicks)]
+    return [log_losses(step.probabilities.astype(np.float64), step.clicks) for step in later]
+
+
+def _mean(losses: list[Floats]) -> float:
     return float(np.concatenate(losses).mean())
+
+
+def _certainly_less(new: list[Floats], old: list[Floats]) -> bool:
+    """Tell whether losses are lower on each slide, and beyond two standard errors on all rows together."""
+    gains = [before - after for before, after in zip(old, new, strict=True)]
+    together = np.concatenate(gains)
+    error = float(together.std()) / math.sqrt(len(together))
+    return all(float(gain.mean()) > 0.0 for gain in gains) and float(together.mean()) > 2.0 * error

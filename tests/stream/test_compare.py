@@ -117,15 +117,26 @@ def test_a_strategy_of_ones_own_is_run_by_its_path_and_its_failure_is_said(
 
 
 def test_tuning_chooses_by_the_warm_up_without_opening_a_later_slide(config: Path, tmp_path: Path) -> None:
+    config.write_text(CONFIG.replace("warmup_s = 4000.0", "warmup_s = 7000.0"))
     settings, store = read_settings(config), SlideStore(tmp_path / "out")
     arrivals = read_arrivals(settings, [tmp_path], RowCounts())
     store.write(Backtest(settings, arrivals).slides(), settings, "", lambda _: None)
     for cut in store.log.slides:
         if not cut.is_warmup:
             (tmp_path / "out" / "slides" / f"{cut.index:06d}.arrow").unlink()
-    plan = with_choices(new_plan(settings), {"learning_rate": 1e-7})  # far too small: it has to rise
-    choices = choose("default", plan, store, tunes=True, crosses=crosses_budget(settings), say=lambda _: None)
-    assert choices["learning_rate"] > 1e-6
+    short = with_choices(new_plan(settings), {"half_lives_s": (5.0, 10.0, 20.0)})  # a row comes every five seconds
+    choices = choose("default", short, store, tunes=True, crosses=crosses_budget(settings), say=lambda _: None)
+    assert choices["half_lives_s"] == (80.0, 160.0, 320.0)  # as far as it may go
+
+
+def test_tuning_leaves_all_as_it_is_where_the_warm_up_is_short(config: Path, tmp_path: Path) -> None:
+    settings, store = read_settings(config), SlideStore(tmp_path / "out")
+    arrivals = read_arrivals(settings, [tmp_path], RowCounts())
+    store.write(Backtest(settings, arrivals).slides(), settings, "", lambda _: None)
+    said: list[str] = []
+    budget = crosses_budget(settings)
+    assert choose("default", new_plan(settings), store, tunes=True, crosses=budget, say=said.append) == {}
+    assert "tuning needs 6 slides in the warm-up, got fewer: nothing is tuned" in said
 
 
 def test_default_chooses_its_crosses_where_none_is_named(config: Path, tmp_path: Path) -> None:
@@ -174,8 +185,8 @@ def test_choices_become_the_lines_of_their_sections() -> None:
     ("arguments", "message"),
     [
         (["--strategies", "dpp"], "strategy must be one of default, static"),
-        (["--strategies", "prior-only+gate"], "must be one of ours to have a gate"),
-        (["--strategies", "none.such:Model"], "strategy none.such:Model must be importable"),
+        (["--strategies", "prior-only+gate"], "must be a learner to have a gate"),
+        (["--strategies", "none.such:Model"], 'strategy "none.such:Model" must be importable'),
         (["--strategies", "default", "--seeds", "a"], '--seeds must be whole numbers with commas between, got "a"'),
         (["--tune"], "--seeds, --jobs and --tune must go with --strategies"),
     ],
