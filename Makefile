@@ -94,7 +94,7 @@ $(TESTED): $(SOURCES)
 
 # For those who change dependencies: pins everything with hashes, names no address.
 lock: install
-	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra controls --generate-hashes --universal --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--quiet --output-file requirements.lock
 	$(BIN)/uv pip compile --group bench --generate-hashes --universal --python-version 3.11 \

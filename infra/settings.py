@@ -14,6 +14,7 @@ import math
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -672,64 +673,43 @@ def _check_bridge_values(impressions: BridgeImpressions, clicks: BridgeClicks, f
         _impossible("[bridge.impressions] defaults.propensity", "be in (0, 1]", propensity)
 
 
+_POSITIVE = {  # numbers that must be > 0
+    "ledger": (
+        "wait_s",
+        "block_rows",
+        "block_s",
+        "pending_max",
+        "known_max",
+        "known_bytes_max",
+        "candidates_max",
+        "token_ttl_s",
+    ),
+    "priors": ("publish_s",),
+    "model": ("dim",),
+    "update": ("batch_rows", "threads", "learning_rate", "embedding_learning_rate", "n0", "confidence_margin"),
+    "gate": ("alpha", "buckets", "evidence_clip", "harm_max"),
+    "serve": ("candidates_max", "events_max", "body_bytes_max", "top"),
+    "kafka": ("partitions",),
+    "store": ("push_s", "max_age_s", "users_max"),
+    "registry": ("keep",),
+}
+_AT_LEAST_ZERO = {  # and >= 0
+    "ledger": ("grace_s", "disorder_s", "requeue_max"),
+    "window": ("slide_s", "window_s", "warmup_s"),
+    "priors": ("evidence_min", "crosses_max", "cells_max"),
+    "model": ("admit_min", "forget_min"),
+    "update": ("seed", "beta", "confidence_share"),
+    "gate": ("margin", "slice_margin", "rollback_wait", "clicks_min"),
+    "serve": ("port",),
+    "kafka": ("max_delay_s", "max_ahead_s", "retention_s"),
+}
+
+
 def _check_positive(settings: Settings) -> None:
-    positive: list[tuple[str, float]] = [
-        ("[ledger] wait_s", settings.ledger.wait_s),
-        ("[ledger] block_rows", settings.ledger.block_rows),
-        ("[ledger] block_s", settings.ledger.block_s),
-        ("[ledger] pending_max", settings.ledger.pending_max),
-        ("[ledger] known_max", settings.ledger.known_max),
-        ("[ledger] known_bytes_max", settings.ledger.known_bytes_max),
-        ("[ledger] candidates_max", settings.ledger.candidates_max),
-        ("[ledger] token_ttl_s", settings.ledger.token_ttl_s),
-        ("[priors] publish_s", settings.priors.publish_s),
-        ("[model] dim", settings.model.dim),
-        ("[update] batch_rows", settings.update.batch_rows),
-        ("[update] threads", settings.update.threads),
-        ("[update] learning_rate", settings.update.learning_rate),
-        ("[update] embedding_learning_rate", settings.update.embedding_learning_rate),
-        ("[update] n0", settings.update.n0),
-        ("[update] confidence_margin", settings.update.confidence_margin),
-        ("[gate] alpha", settings.gate.alpha),
-        ("[gate] buckets", settings.gate.buckets),
-        ("[gate] evidence_clip", settings.gate.evidence_clip),
-        ("[gate] harm_max", settings.gate.harm_max),
-        ("[serve] candidates_max", settings.serve.candidates_max),
-        ("[serve] events_max", settings.serve.events_max),
-        ("[serve] body_bytes_max", settings.serve.body_bytes_max),
-        ("[serve] top", settings.serve.top),
-        ("[kafka] partitions", settings.kafka.partitions),
-        ("[store] push_s", settings.store.push_s),
-        ("[store] max_age_s", settings.store.max_age_s),
-        ("[store] users_max", settings.store.users_max),
-        ("[registry] keep", settings.registry.keep),
-    ]
+    positive = _numbers(settings, _POSITIVE)
     positive += [("[priors] half_lives_s", value) for value in settings.priors.half_lives_s]
     positive += [("[model] hidden", value) for value in settings.model.hidden]
-    at_least_zero: list[tuple[str, float]] = [
-        ("[ledger] grace_s", settings.ledger.grace_s),
-        ("[ledger] disorder_s", settings.ledger.disorder_s),
-        ("[ledger] requeue_max", settings.ledger.requeue_max),
-        ("[window] slide_s", settings.window.slide_s),
-        ("[window] window_s", settings.window.window_s),
-        ("[window] warmup_s", settings.window.warmup_s),
-        ("[priors] evidence_min", settings.priors.evidence_min),
-        ("[priors] crosses_max", settings.priors.crosses_max),
-        ("[priors] cells_max", settings.priors.cells_max),
-        ("[model] admit_min", settings.model.admit_min),
-        ("[model] forget_min", settings.model.forget_min),
-        ("[update] seed", settings.update.seed),
-        ("[update] beta", settings.update.beta),
-        ("[update] confidence_share", settings.update.confidence_share),
-        ("[gate] margin", settings.gate.margin),
-        ("[gate] slice_margin", settings.gate.slice_margin),
-        ("[gate] rollback_wait", settings.gate.rollback_wait),
-        ("[gate] clicks_min", settings.gate.clicks_min),
-        ("[serve] port", settings.serve.port),
-        ("[kafka] max_delay_s", settings.kafka.max_delay_s),
-        ("[kafka] max_ahead_s", settings.kafka.max_ahead_s),
-        ("[kafka] retention_s", settings.kafka.retention_s),
-    ]
+    at_least_zero = _numbers(settings, _AT_LEAST_ZERO)
     if settings.log is not None:
         at_least_zero.append(("[log] click_delay_s.mean", settings.log.click_delay_s.mean))
         at_least_zero.append(("[log] click_delay_s.seed", settings.log.click_delay_s.seed))
@@ -749,6 +729,14 @@ def _check_positive(settings: Settings) -> None:
             _impossible(key, f"be <= {most}", value)
     if not settings.priors.half_lives_s:
         _impossible("[priors] half_lives_s", "hold at least one half-life", [])
+
+
+def _numbers(settings: Settings, keys: Mapping[str, tuple[str, ...]]) -> list[tuple[str, float]]:
+    return [
+        (f"[{section}] {key}", getattr(getattr(settings, section), key))
+        for section, names in keys.items()
+        for key in names
+    ]
 
 
 def _check_window(window: WindowSettings) -> None:
