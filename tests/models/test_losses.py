@@ -121,5 +121,5 @@ def settle(weight: float, n_windows: int, rate: float = 0.03) -> float:
 
 def test_without_guards_confidence_ranking_moves_the_level_and_collapses_as_foretold() -> None:
     """At rest sigma(f) = p + lambda (p - 1/2), by our arithmetic; nothing is left from lambda = p / (1/2 - p) on."""
-    assert settle(0.03, 100) == pytest.approx(0.0159, abs=0.001)
-    assert settle(0.1, 100) < 0.003
+    assert settle(0.03, 60) == pytest.approx(0.0159, abs=0.001)
+    assert settle(0.1, 60) < 0.003

@@ -5,7 +5,7 @@ from models.strategies.ours import LEARNERS
 from models.strategies.restart import RESTARTS
 from tests.models.strategies import checks
 
-QUICK = ("default", "finetune", "last-window", *CONTROLS)  # one of each kind; the others share their code
+QUICK = ("default", "last-window", "prior-only")  # one of each kind; the others share their code, or are slow to load
 every_strategy = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in (*LEARNERS, *RESTARTS, *CONTROLS)],
