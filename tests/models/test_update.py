@@ -6,6 +6,8 @@ import polars as pl
 import pytest
 
 from models.batch import Predictor
+from models.evaluate import evaluate
+from models.losses import Objective
 from models.snapshot import Snapshot, from_arrays, to_arrays
 from models.update import Learner, UpdateReport, initial_snapshot
 from models.window import Slide
@@ -391,3 +393,28 @@ def test_corrections_bring_predictions_to_the_final_click_rate(corrects: bool, l
             predicted.append(learner.scores["latest"])
             clicked.append(clicks)
     assert low < np.concatenate(predicted).mean() / np.concatenate(clicked).mean() < high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("confidence", ["accuracy", "auc"])
+def test_with_its_guards_confidence_ranking_keeps_the_level_over_a_hundred_slides(confidence: str) -> None:
+    """Without them it collapses: tests/models/test_losses.py."""
+    objective = Objective(confidence=confidence)  # type: ignore[arg-type]
+    learner = Learner(plan(objective=objective, is_gated=False))
+    predicted, clicked = [], []
+    for index in range(1, 101):
+        examples = learner.score(rows := slide(index, n_rows=400))
+        predicted.append(learner.scores["latest"])
+        clicked.append(examples.clicks)
+        learner.learn(rows)
+    late = np.concatenate(predicted[-25:]), np.concatenate(clicked[-25:])
+    assert 0.95 < late[0].mean() / late[1].mean() < 1.05
+    assert late[0].min() > 1e-3
+    assert late[0].max() < 1.0 - 1e-3
+    plain = Learner(plan(is_gated=False))
+    for index in range(1, 101):
+        report = plain.learn(slide(index, n_rows=400))
+    found = evaluate(predicted[-1], clicked[-1])
+    assert found.logloss is not None
+    assert report.latest.logloss is not None
+    assert found.logloss < report.latest.logloss + 0.02
