@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import socket
 import time
 import tomllib
 from collections import Counter
@@ -13,10 +14,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from infra.broker import BrokerInfo
@@ -96,10 +100,11 @@ class Shop:
             yield sum(isinstance(event, kind) for events in await self.events() for event in events) >= n_events
 
     @asynccontextmanager
-    async def bridge(self) -> AsyncIterator[asyncio.Task[None]]:
+    async def bridge(self, registry: CollectorRegistry | None = None) -> AsyncIterator[asyncio.Task[None]]:
         settings = self.deployment.settings
         stop = asyncio.Event()
-        running = asyncio.create_task(Bridge(settings, self.deployment.cluster, new_sources(settings)).run(stop))
+        bridge = Bridge(settings, self.deployment.cluster, new_sources(settings), registry)
+        running = asyncio.create_task(bridge.run(stop))
         try:
             yield running
         finally:
@@ -122,6 +127,16 @@ def view(number: int, time_s: float) -> tuple[str, dict[str, Any]]:
 
 def click(number: int, time_s: float) -> tuple[str, dict[str, Any]]:
     return f"other{number}", {"at": int(time_s * 1000), "view_id": f"v{number}", "ad": f"a{number % 7}"}
+
+
+def records(registry: CollectorRegistry, topic: str, outcome: str) -> float | None:
+    return registry.get_sample_value("freshrank_bridge_records_total", {"topic": topic, "outcome": outcome})
+
+
+def gauge(registry: CollectorRegistry, name: str, topic: str) -> float:
+    value = registry.get_sample_value(f"freshrank_bridge_{name}", {"topic": topic})
+    assert value is not None
+    return value
 
 
 async def test_records_become_events_under_their_key_and_ticks_follow(
@@ -154,8 +169,12 @@ async def test_what_cannot_be_mapped_is_a_dead_letter_that_a_mended_mapping_send
     shop = await open_shop(tmp_path, broker, topic_prefix, idle_s=0.3)
     bad = {"at": 101.0, "view": {"number": "v1"}, "ad": "a"}
     await shop.send("views", [view(0, 100.0), ("k1", bad), ("k2", b"{"), view(3, 102.0)])
-    async with shop.bridge():
+    registry = CollectorRegistry()
+    async with shop.bridge(registry):
         await until(shop.wrote(2, Impression), 20.0)
+    counted = {outcome: records(registry, "impressions", outcome) for outcome in ("written", "bridge_path", "not_json")}
+    assert counted == {"written": 2.0, "bridge_path": 1.0, "not_json": 1.0}
+    assert registry.get_sample_value("freshrank_bridge_events_total") == 4.0
     letters = await shop.letters()
     assert Counter((letter.rule, letter.field) for letter in letters) == {
         ("bridge_path", "key"): 1,
@@ -182,9 +201,14 @@ async def test_the_topic_that_is_ahead_waits_until_the_other_has_come_as_far(
     await shop.send("views", [view(n, 100.0 + n) for n in range(40)])
     every_partition = {murmur2_partition(f"other{n}".encode(), 3): n for n in range(30)}
     await shop.send("clicks", [click(n, 110.0) for n in every_partition.values()])
-    async with shop.bridge():
+    registry = CollectorRegistry()
+    async with shop.bridge(registry):
         await until(shop.wrote(3, Click), 20.0)
         await asyncio.sleep(1.0)
+        assert gauge(registry, "watermark_timestamp_seconds", "clicks") == 110.0
+        assert gauge(registry, "watermark_timestamp_seconds", "impressions") > 130.0
+        assert gauge(registry, "ahead_seconds", "impressions") == 2.0  # of 112, the first beyond align_s
+        assert gauge(registry, "ahead_seconds", "clicks") == 0.0
         seen = [e.time_s for events in await shop.events() for e in events if isinstance(e, Impression)]
         assert 108.0 < max(seen) <= 111.0
         await shop.send("clicks", [click(n, 139.0) for n in every_partition.values()])
@@ -302,8 +326,23 @@ async def test_the_ledger_joins_what_the_bridge_writes(tmp_path: Path, broker: B
             headers = await shop.deployment.headers()
             yield sum(header.counts.clicked for header in headers if header) == 10
 
-    with shop.deployment.role("worker", "bridge"), shop.deployment.role("worker", "ledger"):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with (
+        shop.deployment.role("worker", "--metrics-port", port, "bridge"),
+        shop.deployment.role("worker", "ledger"),
+    ):
         await until(joined(), 40.0)
+        async with httpx.AsyncClient() as client:
+            exported = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    families = {family.name: family for family in text_string_to_metric_families(exported)}
+    (clicks,) = [
+        sample.value
+        for sample in families["freshrank_bridge_records"].samples
+        if sample.name.endswith("_total") and sample.labels == {"topic": "clicks", "outcome": "written"}
+    ]
+    assert clicks == 10.0
+    assert families["freshrank_bridge_ticks"].samples[0].value > 0.0
     for header in await shop.deployment.headers():
         assert header is not None
         assert header.counts.dead_letters == 0
