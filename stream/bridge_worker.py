@@ -186,7 +186,7 @@ class Bridge:
             idle = await session.idle(self._bridge.idle_s)
             released = session.merger.release(idle, BATCH_RECORDS_MAX)
             if released:
-                await self._commit(producer, released, session.merger.time_s(idle))
+                await self._commit(producer, session, released, session.merger.time_s(idle))
             session.pause()
             self._show(session, idle)
             if time.monotonic() - checked_s > PARTITIONS_S:
@@ -216,7 +216,11 @@ class Bridge:
             return _Read(record.offset, None, encode_dead_letter(letter), error.rule)
 
     async def _commit(
-        self, producer: AIOKafkaProducer, released: list[tuple[TopicPartition, _Read]], time_s: float
+        self,
+        producer: AIOKafkaProducer,
+        session: _Session,
+        released: list[tuple[TopicPartition, _Read]],
+        time_s: float,
     ) -> None:
         n_partitions, events = self._cluster.partitions, self._cluster.topic("events")
         letters, is_tick_due = self._cluster.topic("dead-letters"), self._is_tick_due(time_s)
@@ -233,8 +237,8 @@ class Bridge:
                 self._ticked_s = (time.monotonic(), time_s)
                 for partition in range(n_partitions):
                     await producer.send(events, encode_event(Tick(time_s)), partition=partition)
-            offsets = {tp: read.offset + 1 for tp, read in released}  # the last of each partition stays
-            await producer.send_offsets_to_transaction(offsets, self._group)
+            session.offsets |= {tp: read.offset + 1 for tp, read in released}  # the last of each partition stays
+            await producer.send_offsets_to_transaction(session.offsets, self._group)
         for (topic, outcome), records in Counter((tp.topic, read.outcome) for tp, read in released).items():
             self._metrics.records.labels(self._labels[topic], outcome).inc(records)
         self._metrics.events.inc(sum(len(read.bridged.values) for _, read in released if read.bridged))
@@ -270,7 +274,7 @@ class Bridge:
             for tp, offset in starts.items():
                 consumer.seek(tp, offset)
             log.info("bridge: reads %s", ", ".join(f"{tp.topic}[{tp.partition}] from {o}" for tp, o in starts.items()))
-            yield _Session(consumer, tps, self._bridge.align_s)
+            yield _Session(consumer, starts, self._bridge.align_s)
         finally:
             await consumer.stop()
 
@@ -307,12 +311,20 @@ class Bridge:
 
 
 class _Session:
-    """One consumer with the records that wait in it."""
+    """One consumer with the records that wait in it.
 
-    def __init__(self, consumer: AIOKafkaConsumer, tps: list[TopicPartition], align_s: float) -> None:
+    Attributes:
+        tps: The partitions that are read.
+        offsets: From where each goes on. All are committed with every transaction, because brokers forget what was
+            committed for a partition too long ago, and what is forgotten would be read again.
+    """
+
+    def __init__(self, consumer: AIOKafkaConsumer, starts: dict[TopicPartition, int], align_s: float) -> None:
+        tps = list(starts)
         self.merger: Merger[TopicPartition, _Read] = Merger(tps, align_s)
         self._consumer = consumer
         self.tps = tps
+        self.offsets = dict(starts)
         self._open = list(tps)  # not paused
         self._heard_s = dict.fromkeys(tps, time.time())
 

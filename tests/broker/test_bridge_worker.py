@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import socket
 import time
 import tomllib
@@ -17,14 +18,15 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from infra.broker import BrokerInfo
 from infra.settings import Settings, SettingsError, parse_settings
+from stream import bridge_worker
 from stream.bridge_worker import Bridge, new_signer, new_sources
 from stream.cli import app
 from stream.dead_letters import DeadLetterRecord, decode_dead_letter
@@ -78,6 +80,32 @@ class Shop:
             await admin.create_topics([NewTopic(f"{self.prefix}-{t}", n, 1) for t, n in PARTITIONS.items()])
         finally:
             await admin.close()
+
+    async def add_partition(self, topic: str) -> int:
+        """Give a topic one more partition; return its number."""
+        admin = AIOKafkaAdminClient(**self.deployment.cluster.options)
+        await admin.start()
+        try:
+            await admin.create_partitions({f"{self.prefix}-{topic}": NewPartitions(PARTITIONS[topic] + 1)})
+        finally:
+            await admin.close()
+        return PARTITIONS[topic]
+
+    async def delete_before(self, topic: str, partition: int, offset: int) -> None:
+        """Do to a partition what its retention does."""
+        admin = AIOKafkaAdminClient(**self.deployment.cluster.options)
+        await admin.start()
+        try:
+            tp = TopicPartition(f"{self.prefix}-{topic}", partition)
+            await admin.delete_records({tp: RecordsToDelete(offset)})
+        finally:
+            await admin.close()
+
+    async def send_to(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
+        """Send JSON to one partition of a topic, in order."""
+        async with AIOKafkaProducer(**self.deployment.cluster.options) as producer:
+            for record in records:
+                await producer.send(f"{self.prefix}-{topic}", json.dumps(record).encode(), partition=partition)
 
     async def send(self, topic: str, records: list[tuple[str, Any]]) -> None:
         """Send JSON (or bytes) to a topic; the partition by a key of their own, in order."""
@@ -253,6 +281,103 @@ async def test_a_second_bridge_takes_over_and_the_first_says_so(
         first.result()
     ids = [e.request_id for events in await shop.events() for e in events if isinstance(e, Impression)]
     assert sorted(ids) == sorted(f"v{n}" for n in range(20))
+
+
+@pytest.mark.slow
+async def test_new_partitions_are_read_while_it_runs_and_what_waited_is_not_doubled(
+    tmp_path: Path,
+    broker: BrokerInfo,
+    topic_prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(bridge_worker, "PARTITIONS_S", 0.3)
+    caplog.set_level(logging.INFO, "freshrank")
+    shop = await open_shop(tmp_path, broker, topic_prefix, idle_s=3600.0)  # every partition is waited for
+    await shop.send("views", [view(n, 100.0 + n) for n in range(40)])
+    for partition in range(3):
+        await shop.send_to("clicks", partition, [click(partition, 110.0)[1]])
+    async with shop.bridge():
+        await until(shop.wrote(3, Click), 20.0)
+        added = await shop.add_partition("clicks")
+        await until(said(caplog, f"{topic_prefix}-clicks[{added}] from 0"), 20.0)
+        await shop.send_to("clicks", added, [click(3, 109.0)[1], click(4, 150.0)[1]])
+        for partition in range(3):
+            await shop.send_to("clicks", partition, [click(5 + partition, 150.0)[1]])
+        await until(shop.wrote(38, Impression), 20.0)
+        await until(shop.wrote(4, Click), 20.0)
+    told = [event for events in await shop.events() for event in events if not isinstance(event, Tick)]
+    assert set(Counter((type(event), event.request_id) for event in told).values()) == {1}
+    assert {event.request_id for event in told if isinstance(event, Click)} >= {f"v{n}" for n in range(4)}
+
+
+async def said(caplog: pytest.LogCaptureFixture, text: str) -> AsyncIterator[bool]:
+    while True:
+        yield text in caplog.text
+
+
+@pytest.mark.slow
+async def test_what_retention_took_while_it_was_away_is_said(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str
+) -> None:
+    shop = await open_shop(tmp_path, broker, topic_prefix, idle_s=0.3)
+    await shop.send_to("views", 1, [view(n, 100.0 + n)[1] for n in range(10)])
+    async with shop.bridge():
+        await until(shop.wrote(10, Impression), 20.0)
+    await shop.send_to("views", 1, [view(n, 100.0 + n)[1] for n in range(10, 20)])
+    await shop.delete_before("views", 1, 10)  # all of it was read
+    async with shop.bridge():
+        await until(shop.wrote(20, Impression), 20.0)
+    await shop.send_to("views", 1, [view(n, 100.0 + n)[1] for n in range(20, 30)])
+    await shop.delete_before("views", 1, 23)
+    async with shop.bridge() as running:
+        await asyncio.wait([running], timeout=20.0)
+    got = rf"must find what it has not read yet, got {topic_prefix}-views\[1\] begins at 23, 20 was next"
+    with pytest.raises(RoleError, match=got):
+        running.result()
+    assert await count(shop, Impression) == 20
+
+
+async def test_what_retention_takes_from_a_partition_that_waits_is_said(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_worker, "WAITING_MAX", 10)
+    shop = await open_shop(tmp_path, broker, topic_prefix, idle_s=3600.0)
+    padding = {"padding": "x" * 50_000}  # so that a fetch, a megabyte, holds a fraction of them
+    await shop.send_to("views", 1, [view(n, 100.0 + n)[1] | padding for n in range(100)])
+    for partition in range(3):
+        await shop.send_to("clicks", partition, [click(partition, 102.0)[1]])
+    await shop.send_to("views", 0, [view(200, 102.0)[1]])
+    registry = CollectorRegistry()
+    async with shop.bridge(registry) as running:
+        await until(shop.wrote(3, Click), 20.0)
+        await until(paused(registry), 20.0)
+        await shop.delete_before("views", 1, 99)
+        for partition in range(3):
+            await shop.send_to("clicks", partition, [click(3 + partition, 300.0)[1]])
+        await shop.send_to("views", 0, [view(201, 300.0)[1]])
+        await asyncio.wait([running], timeout=20.0)
+    with pytest.raises(RoleError, match=r"must find what it has not read yet, got .*-views.*retention was shorter"):
+        running.result()
+
+
+async def paused(registry: CollectorRegistry) -> AsyncIterator[bool]:
+    while True:
+        yield gauge(registry, "paused_count", "impressions") == 1.0
+
+
+async def test_a_transaction_commits_where_every_partition_is_read_from(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str
+) -> None:
+    shop = await open_shop(tmp_path, broker, topic_prefix, idle_s=0.3)
+    await shop.send_to("views", 1, [view(n, 100.0 + n)[1] for n in range(10)])
+    async with shop.bridge():
+        await until(shop.wrote(10, Impression), 20.0)
+    group = f"{shop.deployment.cluster.prefix}.bridge"
+    tps = [TopicPartition(f"{topic_prefix}-{topic}", part) for topic, n in PARTITIONS.items() for part in range(n)]
+    async with AIOKafkaConsumer(**shop.deployment.cluster.options, group_id=group) as consumer:
+        committed = [await consumer.committed(tp) for tp in tps]
+    assert committed == [0, 10, 0, 0, 0]
 
 
 async def test_a_topic_that_is_not_there_is_said(tmp_path: Path, broker: BrokerInfo, topic_prefix: str) -> None:
