@@ -31,6 +31,7 @@ from stream.bridge import Bridged, FieldPath, Merger, Signer, Source, bridge_rec
 from stream.dead_letters import DeadLetterRecord, encode_dead_letter
 from stream.events import Click, EventError, Impression, Tick, encode_event
 from stream.kafka import TOPICS
+from stream.outbox import Outbox
 from stream.partitioner import request_partition
 from stream.roles import LOGGING, Cluster, RoleError, find_cluster, log
 from stream.transactions import fenced_producer
@@ -225,6 +226,7 @@ class Bridge:
         n_partitions, events = self._cluster.partitions, self._cluster.topic("events")
         letters, is_tick_due = self._cluster.topic("dead-letters"), self._is_tick_due(time_s)
         async with producer.transaction():
+            outbox = Outbox(producer, events, n_partitions)
             for tp, read in released:
                 if read.bridged is None:
                     await producer.send(letters, read.letter, partition=tp.partition % n_partitions)
@@ -232,11 +234,11 @@ class Bridge:
                 request_id = read.bridged.request_id
                 partition = request_partition(request_id, n_partitions)
                 for value in read.bridged.values:
-                    await producer.send(events, value, key=request_id.encode(), partition=partition)
+                    await outbox.put(partition, request_id.encode(), value)
             if is_tick_due:
                 self._ticked_s = (time.monotonic(), time_s)
-                for partition in range(n_partitions):
-                    await producer.send(events, encode_event(Tick(time_s)), partition=partition)
+                await outbox.put_everywhere(encode_event(Tick(time_s)))
+            await outbox.finish()
             session.offsets |= {tp: read.offset + 1 for tp, read in released}  # the last of each partition stays
             await producer.send_offsets_to_transaction(session.offsets, self._group)
         for (topic, outcome), records in Counter((tp.topic, read.outcome) for tp, read in released).items():
