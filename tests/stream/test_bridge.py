@@ -308,3 +308,11 @@ def test_a_topic_is_ahead_by_what_its_next_record_waits_for() -> None:
     assert merger.release((), 9) == [("clicks", 4)]
     assert merger.ahead_s(("views",), ()) == 60.0
     assert merger.ahead_s(("views",), ("clicks",)) == 0.0
+
+
+def test_a_topic_whose_own_partition_is_the_slowest_is_not_ahead() -> None:
+    merger: Merger[str, int] = Merger(("one", "other", "clicks"), ALIGN_S)
+    for partition, time_s in (("one", 40.0), ("other", 100.0), ("clicks", 70.0)):
+        merger.add(partition, time_s, 1)
+    assert merger.ahead_s(("one", "other"), ()) == 0.0
+    assert merger.ahead_s(("clicks",), ()) == 30.0
