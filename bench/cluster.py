@@ -125,7 +125,7 @@ async def load(
 
 @dataclass
 class Worker:
-    """A `freshrank worker ledger` process and what it says."""
+    """A `freshrank worker` process and what it says."""
 
     process: subprocess.Popen[str]
     log: Path
@@ -176,11 +176,11 @@ class Deployment:
             retention_s=self.settings.kafka.retention_s,
         )
 
-    def start_worker(self, cores: Collection[int]) -> Worker:
-        """Start a ledger worker on these cores."""
+    def start_worker(self, cores: Collection[int], role: str = "ledger") -> Worker:
+        """Start a worker on these cores."""
         self._workers += 1
         log = self.directory / f"{self.prefix}-{self._workers}.log"
-        command = [sys.executable, "-m", "stream.cli", "worker", "ledger", str(self.file)]
+        command = [sys.executable, "-m", "stream.cli", "worker", role, str(self.file)]
         env = os.environ | {"FRESHRANK_HOME": str(self.directory / "state")}
         with on_cores(cores), log.open("w") as out:
             process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=out, stderr=out, text=True)

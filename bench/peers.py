@@ -1,4 +1,4 @@
-"""What the ledger is measured against, each in a process of its own: `python -m bench.peers NAME ...`.
+"""What the ledger and the bridge are measured against, each in a process of its own: `python -m bench.peers NAME ...`.
 
 Each peer reads events from Kafka, does its work on them, writes to Kafka, and prints what it took as one JSON object:
 seconds and processor seconds from the first events in hand until the last output is acknowledged. Starting, joining a

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,41 +28,20 @@ from features.priors import Floats, PriorTable, SettledRows, advance, decay, fin
 ROWS_AT_ONCE = 32_768  # chosen by hand: a fraction of a second's, and far more than a pass through the table costs
 
 
-class CountUpdate(Protocol):
-    """A publication: absolute counts of values, and of everything."""
-
-    @property
-    def at_s(self) -> float:
-        """Event time of the counts."""
-
-    @property
-    def keys(self) -> Keys:
-        """Keys of the values (U,)."""
-
-    @property
-    def field(self) -> npt.NDArray[np.int16]:
-        """Field index of each (U,)."""
-
-    @property
-    def n(self) -> Floats:
-        """Impressions (U, H)."""
-
-    @property
-    def c(self) -> Floats:
-        """Clicks (U, H)."""
-
-    @property
-    def root_n(self) -> Floats:
-        """Impressions over all values (H,)."""
-
-    @property
-    def root_c(self) -> Floats:
-        """Clicks over all values (H,)."""
-
-
 @dataclass(frozen=True)
-class Changes:
-    """A `CountUpdate` as the live priors give it."""
+class CountUpdate:
+    """A publication, or a part of one: absolute counts of the values touched since the last, decayed to `at_s`.
+
+    Attributes:
+        at_s: Event time of the counts.
+        keys: Keys of the values touched (U,).
+        field: Index of the field of each (U,).
+        n: Impressions (U, H).
+        c: Clicks (U, H).
+        root_n: Impressions over all values (H,).
+        root_c: Clicks over all values (H,).
+        fields: Names of the fields that `field` counts through; empty: those of the reader.
+    """
 
     at_s: float
     keys: Keys
@@ -71,6 +50,18 @@ class Changes:
     c: Floats
     root_n: Floats
     root_c: Floats
+    fields: tuple[str, ...] = ()
+
+    def under(self, fields: Sequence[str]) -> CountUpdate:
+        """Return the same counts for a reader of other fields: told by their names, those it does not have left out."""
+        if not self.fields or self.fields == tuple(fields):
+            return self
+        place = {name: index for index, name in enumerate(fields)}
+        field = np.array([place.get(name, -1) for name in self.fields], np.int16)[self.field]
+        kept = field >= 0
+        return dataclasses.replace(
+            self, keys=self.keys[kept], field=field[kept], n=self.n[kept], c=self.c[kept], fields=tuple(fields)
+        )
 
 
 class LivePriors:
@@ -157,7 +148,7 @@ class LivePriors:
         """Let every value count as changed: so that a reader of what is published from now on knows them all."""
         self._changed = [self.table.keys] if len(self.table.keys) else []
 
-    def changes(self, values_max: int) -> Iterator[Changes]:
+    def changes(self, values_max: int) -> Iterator[CountUpdate]:
         """Yield what has changed since the last time, in parts of at most `values_max` values; nothing if nothing has.
 
         Values that have been forgotten since they changed are left out.
@@ -168,9 +159,10 @@ class LivePriors:
         self._changed = []
         place, is_there = find(table.keys, changed)
         at = place[is_there]
+        names = tuple(field.name for field in self._fields)
         for first in range(0, max(len(at), 1), values_max):
             part = at[first : first + values_max]
-            yield Changes(
+            yield CountUpdate(
                 at_s=table.as_of_s,
                 keys=table.keys[part],
                 field=table.field[part],
@@ -178,6 +170,7 @@ class LivePriors:
                 c=table.c[part],
                 root_n=table.root_n,
                 root_c=table.root_c,
+                fields=names,
             )
 
 

@@ -70,6 +70,23 @@ TRAIN_FIGURES = {
 }
 DECISIONS = ("warmup", "promote", "hold", "reject", "rollback")
 DRIFT_DETECTORS = ("adwin", "page_hinkley")
+BRIDGE_TOPICS = ("impressions", "clicks")
+# What became of a record: its events were written, or a dead letter with one of these rules (docs/events.md).
+BRIDGE_OUTCOMES = (
+    "written",
+    "bad_id",
+    "bad_position",
+    "bad_propensity",
+    "bad_time",
+    "bad_value",
+    "bridge_path",
+    "empty",
+    "future",
+    "not_json",
+    "not_utf8",
+    "too_big",
+    "too_deep",
+)
 
 
 class ServeMetrics:
@@ -231,6 +248,45 @@ class TrainMetrics:
         self._learn_s.observe(learn_s)
 
 
+class BridgeMetrics:
+    """What the bridge exports; counts are of what is committed."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register the group."""
+        self.records = Counter(
+            "freshrank_bridge_records_total",
+            "Records of a topic of the user's own: written as events, or a dead letter by its rule",
+            ["topic", "outcome"],
+            registry=registry,
+        )
+        self.events = Counter("freshrank_bridge_events_total", "Events written, ticks aside", registry=registry)
+        self.ticks = Counter(
+            "freshrank_bridge_ticks_total", "Ticks, each of them to every partition", registry=registry
+        )
+        self.watermark_s = Gauge(
+            "freshrank_bridge_watermark_timestamp_seconds",
+            "Event time up to which a topic is read: the least over its partitions that are not idle",
+            ["topic"],
+            registry=registry,
+        )
+        self.ahead_s = Gauge(
+            "freshrank_bridge_ahead_seconds",
+            "By how much event time a topic's next record is ahead of the partition that it waits for; 0 if none"
+            " waits, infinite while nothing is known of that partition",
+            ["topic"],
+            registry=registry,
+        )
+        self.paused = Gauge(
+            "freshrank_bridge_paused_count",
+            "Partitions that are not read now, because enough of their records wait",
+            ["topic"],
+            registry=registry,
+        )
+        _preset(self.records, BRIDGE_TOPICS, BRIDGE_OUTCOMES)
+        for gauge in (self.watermark_s, self.ahead_s, self.paused):
+            _preset(gauge, BRIDGE_TOPICS)
+
+
 class LedgerMetrics(Collector):
     """What a ledger worker exports: the cumulative counts of its partitions, read when Prometheus asks."""
 
@@ -272,7 +328,7 @@ def expose(registry: CollectorRegistry) -> tuple[bytes, str]:
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-def _preset(counter: Counter, *labels: Iterable[str]) -> None:
+def _preset(metric: Counter | Gauge, *labels: Iterable[str]) -> None:
     """Export every label combination as 0 from the start: an alert on an increase needs the zero before it."""
     for combination in itertools.product(*labels):
-        counter.labels(*combination)
+        metric.labels(*combination)

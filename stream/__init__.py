@@ -17,6 +17,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     kafka.py E topics and client options
     kafka_log.py E plain readers of a range of a partition
     follow.py E a topic from its beginning, for ever
+    outbox.py E records on their way to a topic, in batches
     replay.py E a log into Kafka
     roles.py E what every role shares: cluster, Faust app, life cycle
     wiring.py E settings to slides and ledgers

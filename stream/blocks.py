@@ -14,11 +14,11 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
 from features.fields import Field, raw_fields
+from features.live_priors import CountUpdate
 
 VERSION = 1
 REQUEST_SIDES = ("user", "context")  # fields whose values a request has once; the others', each candidate has
@@ -241,48 +241,6 @@ def decode_chains(data: bytes) -> tuple[Header, pl.DataFrame]:
     return header, frame.explode(_CANDIDATES).unnest(_CANDIDATES)
 
 
-class PriorUpdate(msgspec.Struct, frozen=True):
-    """Absolute counts of the values touched since the last publication, decayed to `at_s`.
-
-    Attributes:
-        at_s: Event time of the counts.
-        keys: Keys of the values touched, uint64 (U,).
-        field: Index of the field of each, int16 (U,).
-        n: Impressions per half-life, float64 (U, H).
-        c: Clicks per half-life, float64 (U, H).
-        root_n: Impressions over all values (H,).
-        root_c: Clicks over all values (H,).
-        fields: Names of the fields that `field` counts through; empty: those of the reader.
-    """
-
-    at_s: float
-    keys: npt.NDArray[np.uint64]
-    field: npt.NDArray[np.int16]
-    n: npt.NDArray[np.float64]
-    c: npt.NDArray[np.float64]
-    root_n: npt.NDArray[np.float64]
-    root_c: npt.NDArray[np.float64]
-    fields: tuple[str, ...] = ()
-
-    def under(self, fields: Sequence[str]) -> PriorUpdate:
-        """Return the same counts for a reader of other fields: told by their names, those it does not have left out."""
-        if not self.fields or self.fields == tuple(fields):
-            return self
-        place = {name: index for index, name in enumerate(fields)}
-        field = np.array([place.get(name, -1) for name in self.fields], np.int16)[self.field]
-        kept = field >= 0
-        return PriorUpdate(
-            at_s=self.at_s,
-            keys=self.keys[kept],
-            field=field[kept],
-            n=self.n[kept],
-            c=self.c[kept],
-            root_n=self.root_n,
-            root_c=self.root_c,
-            fields=tuple(fields),
-        )
-
-
 class _UpdateHeader(msgspec.Struct, frozen=True):
     at_s: float
     root_n: list[float]
@@ -291,7 +249,7 @@ class _UpdateHeader(msgspec.Struct, frozen=True):
     v: int = VERSION
 
 
-def encode_prior_update(update: PriorUpdate) -> bytes:
+def encode_prior_update(update: CountUpdate) -> bytes:
     """Return the bytes of a block of prior counts."""
     n_half_lives = update.n.shape[1]
     columns: dict[str, pa.Array] = {"key": pa.array(update.keys), "field": pa.array(update.field)}
@@ -302,7 +260,7 @@ def encode_prior_update(update: PriorUpdate) -> bytes:
     return _to_ipc(pa.record_batch(list(columns.values()), names=list(columns)), header)
 
 
-def decode_prior_update(data: bytes) -> PriorUpdate:
+def decode_prior_update(data: bytes) -> CountUpdate:
     """Return the counts that a block of `prior-updates` holds.
 
     Raises:
@@ -312,7 +270,7 @@ def decode_prior_update(data: bytes) -> PriorUpdate:
     header = _header(reader.schema, _UpdateHeader)
     table = reader.read_all()
     count = range(len(header.root_n))
-    return PriorUpdate(
+    return CountUpdate(
         at_s=header.at_s,
         keys=table["key"].to_numpy(),
         field=table["field"].to_numpy(),

@@ -318,3 +318,17 @@ class Merger(Generic[K, T]):
             if queue.waiting or name not in idle
         ]
         return min(fronts, default=-math.inf)
+
+    def read_s(self, partitions: Collection[K], idle: Collection[K]) -> float:
+        """Return the event time up to which partitions were read: the least of those that are not idle.
+
+        If all of them are idle it is the largest; -inf if nothing came of one that counts.
+        """
+        fronts = [self._queues[name].time_s for name in partitions if self.waiting(name) or name not in idle]
+        return min(fronts) if fronts else max(self._queues[name].time_s for name in partitions)
+
+    def ahead_s(self, partitions: Collection[K], idle: Collection[K]) -> float:
+        """Return by how much the next record of partitions is ahead of what all have come to; 0 if none waits."""
+        heads = [self._queues[name].waiting[0][0] for name in partitions if self.waiting(name)]
+        next_s = min(heads, default=-math.inf)
+        return next_s - self.time_s(idle) if next_s > -math.inf else 0.0

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,13 +22,16 @@ from logging.config import dictConfig
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError, ProducerFenced
 from aiokafka.structs import ConsumerRecord
+from prometheus_client import CollectorRegistry
 
 from features.fields import id_field
+from infra.metrics import BridgeMetrics
 from infra.settings import BridgeClicks, BridgeImpressions, Settings, SettingsError
 from stream.bridge import Bridged, FieldPath, Merger, Signer, Source, bridge_record, is_of_kind, parse_path
 from stream.dead_letters import DeadLetterRecord, encode_dead_letter
 from stream.events import Click, EventError, Impression, Tick, encode_event
 from stream.kafka import TOPICS
+from stream.outbox import Outbox
 from stream.partitioner import request_partition
 from stream.roles import LOGGING, Cluster, RoleError, find_cluster, log
 from stream.transactions import fenced_producer
@@ -42,8 +46,12 @@ TOPIC_S = 4.0  # how long a topic that is not there is looked for
 RAW_BYTES_MAX = 5_000_000  # of a record that a dead letter can hold as base64
 
 
-def run_bridge_worker(settings: Settings) -> None:
+def run_bridge_worker(settings: Settings, *, registry: CollectorRegistry | None = None) -> None:
     """Bridge a deployment's own topics until the process is told to stop.
+
+    Args:
+        settings: Of the deployment.
+        registry: Where the metrics go.
 
     Raises:
         RoleError: If it cannot go on.
@@ -53,7 +61,7 @@ def run_bridge_worker(settings: Settings) -> None:
     if not sources:
         raise SettingsError("[bridge] must say which topics are read, got none; see docs/bridge.md")
     dictConfig(LOGGING)
-    asyncio.run(_run_until_told(Bridge(settings, find_cluster(settings), sources)))
+    asyncio.run(_run_until_told(Bridge(settings, find_cluster(settings), sources, registry)))
 
 
 async def _run_until_told(bridge: Bridge) -> None:
@@ -122,12 +130,19 @@ class _Read:
     offset: int
     bridged: Bridged | None
     letter: bytes = b""
+    outcome: str = "written"  # or the rule of the dead letter
 
 
 class Bridge:
     """The reader of both topics and the transactional producer."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, sources: Mapping[str, Source]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        sources: Mapping[str, Source],
+        registry: CollectorRegistry | None = None,
+    ) -> None:
         """Prepare; nothing connects before it runs."""
         assert settings.bridge is not None
         for topic in sources:
@@ -141,6 +156,8 @@ class Bridge:
         self._is_live = settings.kafka.clock == "live"
         self._ahead_s = settings.kafka.max_ahead_s if self._is_live else float("inf")
         self._ticked_s = (-TICK_S, 0.0)  # of the last tick: wall clock and event time
+        self._metrics = BridgeMetrics(registry or CollectorRegistry())
+        self._labels = {topic: "clicks" if source.is_click else "impressions" for topic, source in sources.items()}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Bridge until `stop` is set.
@@ -170,8 +187,9 @@ class Bridge:
             idle = await session.idle(self._bridge.idle_s)
             released = session.merger.release(idle, BATCH_RECORDS_MAX)
             if released:
-                await self._commit(producer, released, session.merger.time_s(idle))
+                await self._commit(producer, session, released, session.merger.time_s(idle))
             session.pause()
+            self._show(session, idle)
             if time.monotonic() - checked_s > PARTITIONS_S:
                 checked_s = time.monotonic()
                 if await self._partitions(producer) != session.tps:
@@ -196,14 +214,19 @@ class Bridge:
                 record=record.value if is_whole else None,
                 appended_s=record.timestamp / 1000.0,
             )
-            return _Read(record.offset, None, encode_dead_letter(letter))
+            return _Read(record.offset, None, encode_dead_letter(letter), error.rule)
 
     async def _commit(
-        self, producer: AIOKafkaProducer, released: list[tuple[TopicPartition, _Read]], time_s: float
+        self,
+        producer: AIOKafkaProducer,
+        session: _Session,
+        released: list[tuple[TopicPartition, _Read]],
+        time_s: float,
     ) -> None:
         n_partitions, events = self._cluster.partitions, self._cluster.topic("events")
-        letters = self._cluster.topic("dead-letters")
+        letters, is_tick_due = self._cluster.topic("dead-letters"), self._is_tick_due(time_s)
         async with producer.transaction():
+            outbox = Outbox(producer, events, n_partitions)
             for tp, read in released:
                 if read.bridged is None:
                     await producer.send(letters, read.letter, partition=tp.partition % n_partitions)
@@ -211,13 +234,27 @@ class Bridge:
                 request_id = read.bridged.request_id
                 partition = request_partition(request_id, n_partitions)
                 for value in read.bridged.values:
-                    await producer.send(events, value, key=request_id.encode(), partition=partition)
-            if self._is_tick_due(time_s):
+                    await outbox.put(partition, request_id.encode(), value)
+            if is_tick_due:
                 self._ticked_s = (time.monotonic(), time_s)
-                for partition in range(n_partitions):
-                    await producer.send(events, encode_event(Tick(time_s)), partition=partition)
-            offsets = {tp: read.offset + 1 for tp, read in released}  # the last of each partition stays
-            await producer.send_offsets_to_transaction(offsets, self._group)
+                await outbox.put_everywhere(encode_event(Tick(time_s)))
+            await outbox.finish()
+            session.offsets |= {tp: read.offset + 1 for tp, read in released}  # the last of each partition stays
+            await producer.send_offsets_to_transaction(session.offsets, self._group)
+        for (topic, outcome), records in Counter((tp.topic, read.outcome) for tp, read in released).items():
+            self._metrics.records.labels(self._labels[topic], outcome).inc(records)
+        self._metrics.events.inc(sum(len(read.bridged.values) for _, read in released if read.bridged))
+        self._metrics.ticks.inc(is_tick_due)
+
+    def _show(self, session: _Session, idle: set[TopicPartition]) -> None:
+        """Export where both topics stand."""
+        for topic, label in self._labels.items():
+            tps = [tp for tp in session.tps if tp.topic == topic]
+            read_s = session.merger.read_s(tps, idle)
+            if read_s > float("-inf"):
+                self._metrics.watermark_s.labels(label).set(read_s)
+            self._metrics.ahead_s.labels(label).set(session.merger.ahead_s(tps, idle))
+            self._metrics.paused.labels(label).set(session.n_paused(topic))
 
     def _is_tick_due(self, time_s: float) -> bool:
         wall_s, last_s = self._ticked_s
@@ -239,7 +276,7 @@ class Bridge:
             for tp, offset in starts.items():
                 consumer.seek(tp, offset)
             log.info("bridge: reads %s", ", ".join(f"{tp.topic}[{tp.partition}] from {o}" for tp, o in starts.items()))
-            yield _Session(consumer, tps, self._bridge.align_s)
+            yield _Session(consumer, starts, self._bridge.align_s)
         finally:
             await consumer.stop()
 
@@ -276,12 +313,20 @@ class Bridge:
 
 
 class _Session:
-    """One consumer with the records that wait in it."""
+    """One consumer with the records that wait in it.
 
-    def __init__(self, consumer: AIOKafkaConsumer, tps: list[TopicPartition], align_s: float) -> None:
+    Attributes:
+        tps: The partitions that are read.
+        offsets: From where each goes on. All are committed with every transaction, because brokers forget what was
+            committed for a partition too long ago, and what is forgotten would be read again.
+    """
+
+    def __init__(self, consumer: AIOKafkaConsumer, starts: dict[TopicPartition, int], align_s: float) -> None:
+        tps = list(starts)
         self.merger: Merger[TopicPartition, _Read] = Merger(tps, align_s)
         self._consumer = consumer
         self.tps = tps
+        self.offsets = dict(starts)
         self._open = list(tps)  # not paused
         self._heard_s = dict.fromkeys(tps, time.time())
 
@@ -313,6 +358,10 @@ class _Session:
             if await self._consumer.position(tp) >= self._consumer.highwater(tp):
                 idle.add(tp)
         return idle
+
+    def n_paused(self, topic: str) -> int:
+        """Return how many partitions of a topic are not fetched now."""
+        return sum(tp.topic == topic and tp not in self._open for tp in self.tps)
 
     def pause(self) -> None:
         """Stop fetching for partitions of which enough waits, and go on with those that have room again."""

@@ -118,7 +118,7 @@ def worker(
     shard: Annotated[str, typer.Option(help="i/n: count the fields of the i-th of n shares (role priors).")] = "1/1",
     metrics_port: Annotated[
         int | None,
-        typer.Option(help="Answer Prometheus on this port (not the role bridge).", min=1, max=65535),
+        typer.Option(help="Answer Prometheus on this port.", min=1, max=65535),
     ] = None,
 ) -> None:
     """Run one role until it is told to stop (SIGTERM)."""
@@ -126,10 +126,6 @@ def worker(
         settings = read_settings(config)
         if role != "priors" and shard != "1/1":
             raise SettingsError(f'--shard must go with the role priors, got it with "{role}"; leave it out')
-        if role == "bridge" and metrics_port is not None:
-            raise SettingsError(
-                f'--metrics-port must go with the roles ledger, priors and train, got it with "{role}"; leave it out'
-            )
         registry = _metrics(metrics_port)
         if role == "ledger":
             from stream.ledger_worker import run_ledger_worker
@@ -142,7 +138,7 @@ def worker(
         elif role == "bridge":
             from stream.bridge_worker import run_bridge_worker
 
-            run_bridge_worker(settings)
+            run_bridge_worker(settings, registry=registry)
         else:
             from stream.train_worker import run_train_worker
 

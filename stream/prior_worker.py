@@ -20,11 +20,11 @@ import mode
 from aiokafka import AIOKafkaProducer
 from prometheus_client import CollectorRegistry
 
-from features.live_priors import Changes, LivePriors
+from features.live_priors import LivePriors
 from infra.metrics import PriorMetrics
 from infra.settings import Settings, registry_url
 from stream.announcement import newest_announcement
-from stream.blocks import PriorUpdate, encode_prior_update
+from stream.blocks import encode_prior_update
 from stream.feed import Block, BlockFeed, saved_positions
 from stream.kafka import BLOCK_BYTES_MAX, Record
 from stream.roles import Cluster, delivered, find_cluster, log, make_app, run_app
@@ -92,7 +92,6 @@ class PriorService(mode.Service):
         )
         self._users: UserPush | None = open_user_push(settings, self._priors, metrics)
         self._values_max = UPDATE_BYTES_MAX // (10 + 16 * len(settings.priors.half_lives_s))
-        self._field_names = tuple(field.name for field in settings.fields)
         self._counted_slide: int | None = None  # rows of this slide and those before it are in the snapshot
         self._oldest_append_s: float | None = None  # of the blocks counted since the last publication
         self._published_s = self._republished_s = time.monotonic()
@@ -183,23 +182,10 @@ class PriorService(mode.Service):
             assert self._producer is not None
             for part in list(self._priors.changes(self._values_max)):
                 topic = self._cluster.topic("prior-updates")
-                await self._producer.send_and_wait(topic, encode_prior_update(_update(part, self._field_names)))
+                await self._producer.send_and_wait(topic, encode_prior_update(part))
                 self._metrics.published.inc(len(part.keys))
             table = self._priors.table
             self._metrics.newest_s.set(max(0.0, table.as_of_s))
             self._metrics.values.set(len(table.keys))
             if oldest_append_s is not None:
                 self._metrics.publish_lag_s.observe(max(0.0, time.time() - oldest_append_s))
-
-
-def _update(changes: Changes, fields: tuple[str, ...]) -> PriorUpdate:
-    return PriorUpdate(
-        at_s=changes.at_s,
-        keys=changes.keys,
-        field=changes.field,
-        n=changes.n,
-        c=changes.c,
-        root_n=changes.root_n,
-        root_c=changes.root_c,
-        fields=fields,
-    )

@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from stream.kafka import BLOCK_BYTES_MAX
+from stream.outbox import BATCH_BYTES
 from stream.roles import Cluster
 
 TRANSACTION_TIMEOUT_MS = 10_000  # how long what a dead producer left open holds readers back
@@ -26,6 +27,7 @@ def new_fenced_producer(cluster: Cluster, transactional_id: str) -> AIOKafkaProd
         transactional_id=transactional_id,
         transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
         max_request_size=BLOCK_BYTES_MAX,
+        max_batch_size=BATCH_BYTES,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
+import socket
 import time
 import tomllib
 from collections import Counter
@@ -13,14 +15,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
-from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from infra.broker import BrokerInfo
 from infra.settings import Settings, SettingsError, parse_settings
+from stream import bridge_worker
 from stream.bridge_worker import Bridge, new_signer, new_sources
 from stream.cli import app
 from stream.dead_letters import DeadLetterRecord, decode_dead_letter
@@ -75,6 +81,32 @@ class Shop:
         finally:
             await admin.close()
 
+    async def add_partition(self, topic: str) -> int:
+        """Give a topic one more partition; return its number."""
+        admin = AIOKafkaAdminClient(**self.deployment.cluster.options)
+        await admin.start()
+        try:
+            await admin.create_partitions({f"{self.prefix}-{topic}": NewPartitions(PARTITIONS[topic] + 1)})
+        finally:
+            await admin.close()
+        return PARTITIONS[topic]
+
+    async def delete_before(self, topic: str, partition: int, offset: int) -> None:
+        """Do to a partition what its retention does."""
+        admin = AIOKafkaAdminClient(**self.deployment.cluster.options)
+        await admin.start()
+        try:
+            tp = TopicPartition(f"{self.prefix}-{topic}", partition)
+            await admin.delete_records({tp: RecordsToDelete(offset)})
+        finally:
+            await admin.close()
+
+    async def send_to(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
+        """Send JSON to one partition of a topic, in order."""
+        async with AIOKafkaProducer(**self.deployment.cluster.options) as producer:
+            for record in records:
+                await producer.send(f"{self.prefix}-{topic}", json.dumps(record).encode(), partition=partition)
+
     async def send(self, topic: str, records: list[tuple[str, Any]]) -> None:
         """Send JSON (or bytes) to a topic; the partition by a key of their own, in order."""
         async with AIOKafkaProducer(**self.deployment.cluster.options) as producer:
@@ -96,10 +128,11 @@ class Shop:
             yield sum(isinstance(event, kind) for events in await self.events() for event in events) >= n_events
 
     @asynccontextmanager
-    async def bridge(self) -> AsyncIterator[asyncio.Task[None]]:
+    async def bridge(self, registry: CollectorRegistry | None = None) -> AsyncIterator[asyncio.Task[None]]:
         settings = self.deployment.settings
         stop = asyncio.Event()
-        running = asyncio.create_task(Bridge(settings, self.deployment.cluster, new_sources(settings)).run(stop))
+        bridge = Bridge(settings, self.deployment.cluster, new_sources(settings), registry)
+        running = asyncio.create_task(bridge.run(stop))
         try:
             yield running
         finally:
@@ -122,6 +155,16 @@ def view(number: int, time_s: float) -> tuple[str, dict[str, Any]]:
 
 def click(number: int, time_s: float) -> tuple[str, dict[str, Any]]:
     return f"other{number}", {"at": int(time_s * 1000), "view_id": f"v{number}", "ad": f"a{number % 7}"}
+
+
+def records(registry: CollectorRegistry, topic: str, outcome: str) -> float | None:
+    return registry.get_sample_value("freshrank_bridge_records_total", {"topic": topic, "outcome": outcome})
+
+
+def gauge(registry: CollectorRegistry, name: str, topic: str) -> float:
+    value = registry.get_sample_value(f"freshrank_bridge_{name}", {"topic": topic})
+    assert value is not None
+    return value
 
 
 async def test_records_become_events_under_their_key_and_ticks_follow(
@@ -154,8 +197,12 @@ async def test_what_cannot_be_mapped_is_a_dead_letter_that_a_mended_mapping_send
     shop = await open_shop(tmp_path, broker, topic_prefix, idle_s=0.3)
     bad = {"at": 101.0, "view": {"number": "v1"}, "ad": "a"}
     await shop.send("views", [view(0, 100.0), ("k1", bad), ("k2", b"{"), view(3, 102.0)])
-    async with shop.bridge():
+    registry = CollectorRegistry()
+    async with shop.bridge(registry):
         await until(shop.wrote(2, Impression), 20.0)
+    counted = {outcome: records(registry, "impressions", outcome) for outcome in ("written", "bridge_path", "not_json")}
+    assert counted == {"written": 2.0, "bridge_path": 1.0, "not_json": 1.0}
+    assert registry.get_sample_value("freshrank_bridge_events_total") == 4.0
     letters = await shop.letters()
     assert Counter((letter.rule, letter.field) for letter in letters) == {
         ("bridge_path", "key"): 1,
@@ -182,9 +229,14 @@ async def test_the_topic_that_is_ahead_waits_until_the_other_has_come_as_far(
     await shop.send("views", [view(n, 100.0 + n) for n in range(40)])
     every_partition = {murmur2_partition(f"other{n}".encode(), 3): n for n in range(30)}
     await shop.send("clicks", [click(n, 110.0) for n in every_partition.values()])
-    async with shop.bridge():
+    registry = CollectorRegistry()
+    async with shop.bridge(registry):
         await until(shop.wrote(3, Click), 20.0)
         await asyncio.sleep(1.0)
+        assert gauge(registry, "watermark_timestamp_seconds", "clicks") == 110.0
+        assert gauge(registry, "watermark_timestamp_seconds", "impressions") > 130.0
+        assert gauge(registry, "ahead_seconds", "impressions") == 2.0  # of 112, the first beyond align_s
+        assert gauge(registry, "ahead_seconds", "clicks") == 0.0
         seen = [e.time_s for events in await shop.events() for e in events if isinstance(e, Impression)]
         assert 108.0 < max(seen) <= 111.0
         await shop.send("clicks", [click(n, 139.0) for n in every_partition.values()])
@@ -229,6 +281,103 @@ async def test_a_second_bridge_takes_over_and_the_first_says_so(
         first.result()
     ids = [e.request_id for events in await shop.events() for e in events if isinstance(e, Impression)]
     assert sorted(ids) == sorted(f"v{n}" for n in range(20))
+
+
+@pytest.mark.slow
+async def test_new_partitions_are_read_while_it_runs_and_what_waited_is_not_doubled(
+    tmp_path: Path,
+    broker: BrokerInfo,
+    topic_prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(bridge_worker, "PARTITIONS_S", 0.3)
+    caplog.set_level(logging.INFO, "freshrank")
+    shop = await open_shop(tmp_path, broker, topic_prefix, idle_s=3600.0)  # every partition is waited for
+    await shop.send("views", [view(n, 100.0 + n) for n in range(40)])
+    for partition in range(3):
+        await shop.send_to("clicks", partition, [click(partition, 110.0)[1]])
+    async with shop.bridge():
+        await until(shop.wrote(3, Click), 20.0)
+        added = await shop.add_partition("clicks")
+        await until(said(caplog, f"{topic_prefix}-clicks[{added}] from 0"), 20.0)
+        await shop.send_to("clicks", added, [click(3, 109.0)[1], click(4, 150.0)[1]])
+        for partition in range(3):
+            await shop.send_to("clicks", partition, [click(5 + partition, 150.0)[1]])
+        await until(shop.wrote(38, Impression), 20.0)
+        await until(shop.wrote(4, Click), 20.0)
+    told = [event for events in await shop.events() for event in events if not isinstance(event, Tick)]
+    assert set(Counter((type(event), event.request_id) for event in told).values()) == {1}
+    assert {event.request_id for event in told if isinstance(event, Click)} >= {f"v{n}" for n in range(4)}
+
+
+async def said(caplog: pytest.LogCaptureFixture, text: str) -> AsyncIterator[bool]:
+    while True:
+        yield text in caplog.text
+
+
+@pytest.mark.slow
+async def test_what_retention_took_while_it_was_away_is_said(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str
+) -> None:
+    shop = await open_shop(tmp_path, broker, topic_prefix, idle_s=0.3)
+    await shop.send_to("views", 1, [view(n, 100.0 + n)[1] for n in range(10)])
+    async with shop.bridge():
+        await until(shop.wrote(10, Impression), 20.0)
+    await shop.send_to("views", 1, [view(n, 100.0 + n)[1] for n in range(10, 20)])
+    await shop.delete_before("views", 1, 10)  # all of it was read
+    async with shop.bridge():
+        await until(shop.wrote(20, Impression), 20.0)
+    await shop.send_to("views", 1, [view(n, 100.0 + n)[1] for n in range(20, 30)])
+    await shop.delete_before("views", 1, 23)
+    async with shop.bridge() as running:
+        await asyncio.wait([running], timeout=20.0)
+    got = rf"must find what it has not read yet, got {topic_prefix}-views\[1\] begins at 23, 20 was next"
+    with pytest.raises(RoleError, match=got):
+        running.result()
+    assert await count(shop, Impression) == 20
+
+
+async def test_what_retention_takes_from_a_partition_that_waits_is_said(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_worker, "WAITING_MAX", 10)
+    shop = await open_shop(tmp_path, broker, topic_prefix, idle_s=3600.0)
+    padding = {"padding": "x" * 50_000}  # so that a fetch, a megabyte, holds a fraction of them
+    await shop.send_to("views", 1, [view(n, 100.0 + n)[1] | padding for n in range(100)])
+    for partition in range(3):
+        await shop.send_to("clicks", partition, [click(partition, 102.0)[1]])
+    await shop.send_to("views", 0, [view(200, 102.0)[1]])
+    registry = CollectorRegistry()
+    async with shop.bridge(registry) as running:
+        await until(shop.wrote(3, Click), 20.0)
+        await until(paused(registry), 20.0)
+        await shop.delete_before("views", 1, 99)
+        for partition in range(3):
+            await shop.send_to("clicks", partition, [click(3 + partition, 300.0)[1]])
+        await shop.send_to("views", 0, [view(201, 300.0)[1]])
+        await asyncio.wait([running], timeout=20.0)
+    with pytest.raises(RoleError, match=r"must find what it has not read yet, got .*-views.*retention was shorter"):
+        running.result()
+
+
+async def paused(registry: CollectorRegistry) -> AsyncIterator[bool]:
+    while True:
+        yield gauge(registry, "paused_count", "impressions") == 1.0
+
+
+async def test_a_transaction_commits_where_every_partition_is_read_from(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str
+) -> None:
+    shop = await open_shop(tmp_path, broker, topic_prefix, idle_s=0.3)
+    await shop.send_to("views", 1, [view(n, 100.0 + n)[1] for n in range(10)])
+    async with shop.bridge():
+        await until(shop.wrote(10, Impression), 20.0)
+    group = f"{shop.deployment.cluster.prefix}.bridge"
+    tps = [TopicPartition(f"{topic_prefix}-{topic}", part) for topic, n in PARTITIONS.items() for part in range(n)]
+    async with AIOKafkaConsumer(**shop.deployment.cluster.options, group_id=group) as consumer:
+        committed = [await consumer.committed(tp) for tp in tps]
+    assert committed == [0, 10, 0, 0, 0]
 
 
 async def test_a_topic_that_is_not_there_is_said(tmp_path: Path, broker: BrokerInfo, topic_prefix: str) -> None:
@@ -302,8 +451,23 @@ async def test_the_ledger_joins_what_the_bridge_writes(tmp_path: Path, broker: B
             headers = await shop.deployment.headers()
             yield sum(header.counts.clicked for header in headers if header) == 10
 
-    with shop.deployment.role("worker", "bridge"), shop.deployment.role("worker", "ledger"):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with (
+        shop.deployment.role("worker", "--metrics-port", port, "bridge"),
+        shop.deployment.role("worker", "ledger"),
+    ):
         await until(joined(), 40.0)
+        async with httpx.AsyncClient() as client:
+            exported = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    families = {family.name: family for family in text_string_to_metric_families(exported)}
+    (clicks,) = [
+        sample.value
+        for sample in families["freshrank_bridge_records"].samples
+        if sample.name.endswith("_total") and sample.labels == {"topic": "clicks", "outcome": "written"}
+    ]
+    assert clicks == 10.0
+    assert families["freshrank_bridge_ticks"].samples[0].value > 0.0
     for header in await shop.deployment.headers():
         assert header is not None
         assert header.counts.dead_letters == 0

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 from prometheus_client.parser import text_string_to_metric_families
 
 from features.encode import encode
-from features.live_priors import PublishedCounts
+from features.live_priors import CountUpdate, PublishedCounts
 from features.priors import PriorTable
 from features.store import open_store
 from infra.broker import BrokerInfo
@@ -26,7 +26,7 @@ from models.snapshot import Snapshot
 from models.update import Learner
 from models.window import Window
 from stream.announcement import encode_announcement
-from stream.blocks import PriorUpdate, decode_block, decode_prior_update
+from stream.blocks import decode_block, decode_prior_update
 from stream.kafka import BLOCK_BYTES_MAX
 from stream.plan import new_plan
 from stream.train_worker import to_announcement
@@ -215,11 +215,11 @@ async def caught_up(deployment: Deployment, n_workers: int = 1) -> AsyncIterator
         yield sum(update.at_s >= newest_s for update in (await updates(deployment))[before:]) >= n_workers
 
 
-async def updates(deployment: Deployment) -> list[PriorUpdate]:
+async def updates(deployment: Deployment) -> list[CountUpdate]:
     return [decode_prior_update(record.value or b"") for record in await deployment.read("prior-updates", 0)]
 
 
-def told(deployment: Deployment, published: list[PriorUpdate]) -> PublishedCounts:
+def told(deployment: Deployment, published: list[CountUpdate]) -> PublishedCounts:
     """What a service knows that has read these publications."""
     settings = deployment.settings
     return PublishedCounts.empty(settings.priors.half_lives_s, len(settings.fields)).updated(published)

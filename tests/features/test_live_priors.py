@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from features.encode import encode, slot_fields
 from features.fields import Field, shard_fields, slot_counts
-from features.live_priors import Changes, LivePriors, PublishedCounts
+from features.live_priors import CountUpdate, LivePriors, PublishedCounts
 from features.priors import PriorTable, SettledRows, advance
 from tests.frames import FIELDS, world
 
@@ -31,14 +31,14 @@ def counted(frame: pl.DataFrame) -> PriorTable:
     return advance(empty, rows, float(rows.settled_s[-1]), slot_field=slot_fields(FIELDS))
 
 
-def told(updates: list[Changes]) -> PublishedCounts:
+def told(updates: list[CountUpdate]) -> PublishedCounts:
     counts = EMPTY
     for update in updates:
         counts = counts.updated([update])
     return counts
 
 
-def run(priors: LivePriors, blocks: list[pl.DataFrame], *, every: int = 3) -> list[Changes]:
+def run(priors: LivePriors, blocks: list[pl.DataFrame], *, every: int = 3) -> list[CountUpdate]:
     """Count blocks; publish after every few, and at the end."""
     updates = []
     for index, block in enumerate(blocks):

@@ -11,10 +11,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from infra.metrics import (
+    BRIDGE_OUTCOMES,
+    BRIDGE_TOPICS,
     DECISIONS,
     DRIFT_DETECTORS,
     EVENT_OUTCOMES,
     EVENT_TYPES,
+    BridgeMetrics,
     LedgerMetrics,
     PriorMetrics,
     ServeMetrics,
@@ -36,6 +39,7 @@ def test_every_name_is_freshrank_noun_unit() -> None:
     ServeMetrics(registry)
     PriorMetrics(registry)
     TrainMetrics(registry)
+    BridgeMetrics(registry)
     LedgerMetrics(registry, lambda: {0: LEDGER})
     for family in registry.collect():
         name = family.name + ("_total" if family.type == "counter" else "")
@@ -49,6 +53,17 @@ def test_counters_with_closed_labels_start_at_zero() -> None:
     for kind in EVENT_TYPES:
         for outcome in EVENT_OUTCOMES:
             assert f'freshrank_served_events_total{{outcome="{outcome}",type="{kind}"}} 0.0' in exported
+
+
+def test_the_bridge_shows_every_outcome_of_both_topics_before_there_is_one() -> None:
+    registry = CollectorRegistry()
+    BridgeMetrics(registry)
+    for topic in BRIDGE_TOPICS:
+        for outcome in BRIDGE_OUTCOMES:
+            labels = {"topic": topic, "outcome": outcome}
+            assert registry.get_sample_value("freshrank_bridge_records_total", labels) == 0.0
+        for name in ("watermark_timestamp_seconds", "ahead_seconds", "paused_count"):
+            assert registry.get_sample_value(f"freshrank_bridge_{name}", {"topic": topic}) == 0.0
 
 
 def test_two_groups_do_not_add_up() -> None:

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from features.live_priors import CountUpdate
 from stream.blocks import (
     BlockError,
     Chains,
     Counts,
     Header,
-    PriorUpdate,
     Rules,
     add_counts,
     chain_schema,
@@ -110,7 +110,7 @@ def test_block_of_chains_may_be_empty_and_another_block_is_refused_as_chains() -
 
 def test_prior_update_survives_its_bytes() -> None:
     counts = np.array([[1.0, 2.0], [3.0, 4.0]])
-    update = PriorUpdate(
+    update = CountUpdate(
         5.0, np.array([1, 2**63], np.uint64), np.array([0, 1], np.int16), counts, counts / 2, counts[0], counts[1]
     )
     again = decode_prior_update(encode_prior_update(update))
@@ -122,7 +122,7 @@ def test_prior_update_survives_its_bytes() -> None:
 def test_prior_update_of_other_fields_is_told_by_their_names() -> None:
     counts = np.array([[1.0], [2.0], [3.0]])
     keys, field = np.array([7, 8, 9], np.uint64), np.array([0, 1, 2], np.int16)
-    update = PriorUpdate(5.0, keys, field, counts, counts / 2, counts[0], counts[0] / 2, ("user", "gone", "ad"))
+    update = CountUpdate(5.0, keys, field, counts, counts / 2, counts[0], counts[0] / 2, ("user", "gone", "ad"))
     read = decode_prior_update(encode_prior_update(update))
     assert read.fields == ("user", "gone", "ad")
     moved = read.under(["new", "ad", "user"])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.metrics import BRIDGE_OUTCOMES
 from stream.bridge import Bridged, FieldPath, Merger, Source, bridge_record, parse_path
 from stream.events import Click, Event, EventError, Impression, Request, decode_event
 
@@ -125,6 +126,7 @@ def test_what_cannot_be_mapped_is_refused_with_its_rule(changed: object, rule: s
     with pytest.raises(EventError) as caught:
         mapped(changed, VIEWS)
     assert (caught.value.rule, caught.value.field) == (rule, field)
+    assert rule in BRIDGE_OUTCOMES
 
 
 def test_what_lies_too_far_ahead_is_refused() -> None:
@@ -141,6 +143,7 @@ def test_bytes_that_are_no_json_are_refused(value: bytes | None, rule: str) -> N
     with pytest.raises(EventError) as caught:
         bridge_record(value, VIEWS)
     assert caught.value.rule == rule
+    assert rule in BRIDGE_OUTCOMES
 
 
 JSON = st.recursive(
@@ -164,6 +167,7 @@ def test_any_bytes_are_mapped_whole_or_refused(value: bytes) -> None:
             assert [type(event) for event in events] == ([Click] if source.is_click else [Request, Impression])
         except EventError as error:
             rule = error.rule
+            assert rule in BRIDGE_OUTCOMES
         assert rule != "" or events
 
 
@@ -275,3 +279,40 @@ def test_how_far_all_have_come_is_the_time_of_the_slowest_that_is_not_idle() -> 
     drain(merger, ("views", "clicks"), 9)
     assert merger.time_s(("clicks",)) == 100.0
     assert merger.time_s(("clicks", "views")) == -math.inf
+
+
+def test_a_topic_is_read_up_to_its_slowest_partition_that_is_not_idle() -> None:
+    merger: Merger[str, int] = Merger(("one", "other", "clicks"), ALIGN_S)
+    views = ("one", "other")
+    merger.add("one", 100.0, 1)
+    assert merger.read_s(views, ()) == -math.inf
+    assert merger.read_s(views, ("other",)) == 100.0
+    merger.add("other", 40.0, 2)
+    assert merger.read_s(views, ()) == 40.0
+    drain(merger, ("one", "other", "clicks"), 9)
+    assert merger.read_s(views, ("other",)) == 100.0
+    assert merger.read_s(views, views) == 100.0
+
+
+def test_a_topic_is_ahead_by_what_its_next_record_waits_for() -> None:
+    merger: Merger[str, int] = Merger(("views", "clicks"), ALIGN_S)
+    assert merger.ahead_s(("views",), ()) == 0.0
+    merger.add("views", None, 1)
+    assert merger.ahead_s(("views",), ()) == 0.0
+    drain(merger, ("views", "clicks"), 9)
+    merger.add("views", 100.0, 2)
+    merger.add("views", 900.0, 3)
+    assert merger.ahead_s(("views",), ()) == math.inf
+    merger.add("clicks", 40.0, 4)
+    assert (merger.ahead_s(("views",), ()), merger.ahead_s(("clicks",), ())) == (60.0, 0.0)
+    assert merger.release((), 9) == [("clicks", 4)]
+    assert merger.ahead_s(("views",), ()) == 60.0
+    assert merger.ahead_s(("views",), ("clicks",)) == 0.0
+
+
+def test_a_topic_whose_own_partition_is_the_slowest_is_not_ahead() -> None:
+    merger: Merger[str, int] = Merger(("one", "other", "clicks"), ALIGN_S)
+    for partition, time_s in (("one", 40.0), ("other", 100.0), ("clicks", 70.0)):
+        merger.add(partition, time_s, 1)
+    assert merger.ahead_s(("one", "other"), ()) == 0.0
+    assert merger.ahead_s(("clicks",), ()) == 30.0

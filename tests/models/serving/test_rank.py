@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from features.encode import encode, slot_fields
-from features.live_priors import PublishedCounts
+from features.live_priors import CountUpdate, PublishedCounts
 from features.priors import PriorTable, SettledRows, advance, lookup
 from models.batch import Predictor
 from models.serving.rank import Scorer, best_first, candidate_frame
 from models.serving.schema import Ad
 from models.window import Slide
-from stream.blocks import PriorUpdate
 from tests.models.serving.trained import FIELDS, PLAN, slide, two_snapshots
 
 NOW_S = 3000.0
@@ -26,8 +25,8 @@ def settled(one: Slide) -> SettledRows:
     return SettledRows.from_frame(one.frame, encode(one.frame, FIELDS))
 
 
-def update_from(table: PriorTable) -> PriorUpdate:
-    return PriorUpdate(table.as_of_s, table.keys, table.field, table.n, table.c, table.root_n, table.root_c)
+def update_from(table: PriorTable) -> CountUpdate:
+    return CountUpdate(table.as_of_s, table.keys, table.field, table.n, table.c, table.root_n, table.root_c)
 
 
 def published(table: PriorTable) -> PublishedCounts:

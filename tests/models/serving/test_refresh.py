@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from features.live_priors import CountUpdate
 from features.priors import PriorTable
 from models.registry import Registry
 from models.serving.rank import Scorer, candidate_frame
 from models.serving.schema import Ad
 from models.snapshot import Snapshot, SnapshotError
-from stream.blocks import PriorUpdate
 from tests.models.serving.service import BODY, NOW_S, Service
 from tests.models.serving.test_rank import counted, published, update_from
 from tests.models.serving.trained import FIELDS, PLAN, slide, two_snapshots
@@ -167,7 +167,7 @@ async def test_counts_of_another_shape_are_refused_and_the_others_taken(service:
     await service.refresher.bring_in(version(0))
     live = counted(slide(1), slide(2), slide(3))
     one = PriorTable.empty(PLAN.half_lives_s[:1], len(FIELDS))
-    odd = PriorUpdate(9e9, live.keys, live.field, live.n[:, :1], live.c[:, :1], one.root_n, one.root_c)
+    odd = CountUpdate(9e9, live.keys, live.field, live.n[:, :1], live.c[:, :1], one.root_n, one.root_c)
     await service.refresher.apply([odd, update_from(live)])
     assert serving(service).table.as_of_s == live.as_of_s
     assert service.metric("freshrank_followed_records_total", topic="prior-updates", outcome="refused") == 1.0
