@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from infra.settings import read_settings
+from infra.settings import SEED_MAX, read_settings
 from models.strategies.tuning import with_choices
 from stream.backtest import Backtest
 from stream.cli import app
@@ -174,9 +174,13 @@ def test_choices_become_the_lines_of_their_sections() -> None:
     ("arguments", "message"),
     [
         (["--strategies", "dpp"], "strategy must be one of default, static"),
-        (["--strategies", "prior-only+gate"], "must be one of ours to have a gate"),
-        (["--strategies", "none.such:Model"], "strategy none.such:Model must be importable"),
-        (["--strategies", "default", "--seeds", "a"], '--seeds must be whole numbers with commas between, got "a"'),
+        (["--strategies", "prior-only+gate"], "must be a learner to have a gate"),
+        (["--strategies", "none.such:Model"], 'strategy "none.such:Model" must be importable'),
+        (["--strategies", " , "], '--strategies must name at least one, got " , "'),
+        (["--strategies", "a:b:c"], 'must be package.module:function, got "a:b:c"'),
+        (["--strategies", "default", "--seeds", "a"], f"--seeds must be whole numbers from 0 to {SEED_MAX}, with"),
+        (["--strategies", "default", "--seeds", "0,-1"], 'with commas between, got "0,-1"'),
+        (["--strategies", "default", "--seeds", str(SEED_MAX + 1)], f'with commas between, got "{SEED_MAX + 1}"'),
         (["--tune"], "--seeds, --jobs and --tune must go with --strategies"),
     ],
 )
