@@ -27,6 +27,7 @@ from stream.compare.store import SlideStore, write_whole
 from stream.plan import new_plan
 
 MB = 1e6
+PROC_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -139,5 +140,15 @@ def _run(job: Job, plan: Plan, store: SlideStore, choices: Choices) -> Run:
             f"strategy {job.name} must predict a finite probability for each of the {store.log.rows} rows, got"
             f" {int(np.isfinite(found).sum())}"
         )
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
-    return Run(found, train_s, predict_s, peak_mb, choices)
+    return Run(found, train_s, predict_s, _peak_mb(), choices)
+
+
+def _peak_mb() -> float:
+    """Return the largest resident memory of this process.
+
+    Linux: not from getrusage, which goes on from the parent's memory at the start and so never shows less than that.
+    """
+    if PROC_STATUS.exists():
+        (line,) = (line for line in PROC_STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB  # elsewhere, as on macOS, in bytes

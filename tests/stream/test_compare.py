@@ -94,6 +94,13 @@ def test_a_second_call_goes_on_from_what_is_there(config: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_memory_of_a_run_is_its_own_and_not_that_of_the_process_that_began_it(config: Path) -> None:
+    here = np.ones(250_000_000)  # 2 GB
+    report, _ = compare(config, "--strategies", "prior-only")
+    assert 100.0 < report["strategies"]["prior-only"]["peak_mb"] < here.nbytes / 1e6
+
+
+@pytest.mark.slow
 def test_a_strategy_of_ones_own_is_run_by_its_path_and_its_failure_is_said(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
