@@ -7,9 +7,11 @@ It can be stopped at any time: the slides and the runs that are there are kept, 
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
@@ -72,9 +74,35 @@ def run_comparison(
 
     Raises:
         ValueError: If a strategy is unknown or cannot run on this log.
+        RuntimeError: If another comparison works in the directory.
     """
     for name in comparison.strategies:
         check_strategy(name)
+    with _alone(comparison.directory):
+        return _run(comparison, events, say, status)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep others out, who might cut another log under runs that read this one; a kill lets go."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RuntimeError(
+                f"one comparison at a time in a directory, another one runs in {directory};"
+                " wait for it, or give --out another directory"
+            ) from None
+        yield
+
+
+def _run(
+    comparison: Comparison,
+    events: Callable[[], Iterable[TimedEvent]],
+    say: Callable[[str], None],
+    status: Callable[[str], None],
+) -> dict[str, Any]:
     store = SlideStore(comparison.directory)
     if not store.holds(comparison.fingerprint):
         n_rows = 0

@@ -21,6 +21,7 @@ from infra.settings import Settings
 from models.strategies.tuning import Choices, with_choices
 from models.train import use_threads
 from models.update import Plan
+from stream.child import end_with_parent
 from stream.compare.choose import choose, crosses_budget
 from stream.compare.steps import run_steps
 from stream.compare.store import SlideStore, write_whole
@@ -102,6 +103,7 @@ def load_run(job: Job) -> Run:
 
 def perform(job: Job) -> None:
     """Do the run and write what it found, or why it failed; the main function of a process."""
+    end_with_parent()
     job.path.parent.mkdir(parents=True, exist_ok=True)
     job.error_path.unlink(missing_ok=True)
     try:

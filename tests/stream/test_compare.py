@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
 from infra.settings import SEED_MAX, read_settings
 from models.strategies.tuning import with_choices
+from stream import cli
 from stream.backtest import Backtest
 from stream.cli import app
 from stream.compare.choose import choose, crosses_budget, to_toml
@@ -121,6 +129,48 @@ def test_a_strategy_of_ones_own_is_run_by_its_path_and_its_failure_is_said(
     assert result.exit_code == 2
     assert "strategy own:Broken failed" in result.stderr
     assert "must predict a finite probability" in result.stderr
+
+
+def test_one_comparison_at_a_time_works_in_a_directory(config: Path) -> None:
+    out = config.parent / "out"
+    out.mkdir()
+    with (out / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = call("backtest", config, "--strategies", "prior-only", "--out", out)
+    assert result.exit_code == 1
+    assert f"one comparison at a time in a directory, another one runs in {out}" in result.stderr
+    assert [path.name for path in out.iterdir()] == ["lock"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_runs_end_with_the_comparison_and_say_nothing_of_it(config: Path, tmp_path: Path, kill: signal.Signals) -> None:
+    (tmp_path / "own.py").write_text(
+        "import os, pathlib, time\n"
+        "class Slow:\n"
+        "    def __init__(self, plan): pathlib.Path('run.pid').write_text(f'{os.getpid()} ')\n"
+        "    def predict(self, rows): time.sleep(100.0)\n"
+    )
+    command = [sys.executable, "-m", "stream.cli", "backtest", config, "--strategies", "own:Slow", "--out", "out"]
+    paths = os.pathsep.join([str(tmp_path), str(Path(cli.__file__).parents[1])])
+    env = os.environ | {"PYTHONPATH": paths}
+    with subprocess.Popen(
+        command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        pid_path = tmp_path / "run.pid"
+        deadline_s = time.monotonic() + 60.0
+        while not (pid_path.exists() and pid_path.read_text().endswith(" ")):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        run = psutil.Process(int(pid_path.read_text()))
+        if kill == signal.SIGINT:
+            os.killpg(parent.pid, kill)  # Ctrl-C reaches both
+        else:
+            parent.send_signal(kill)
+        _, alive = psutil.wait_procs([run], 10.0)
+        assert not alive
+        assert parent.stderr is not None
+        assert "Traceback" not in parent.stderr.read()
 
 
 def test_tuning_chooses_by_the_warm_up_without_opening_a_later_slide(config: Path, tmp_path: Path) -> None:
