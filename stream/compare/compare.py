@@ -23,7 +23,7 @@ from models.strategies.build import check_strategy
 from models.window import Slide
 from stream.backtest import Backtest, TimedEvent
 from stream.compare.report import to_report, write_report
-from stream.compare.runs import Job, load_run, perform
+from stream.compare.runs import Job, code_digest, load_run, perform
 from stream.compare.store import SlideStore
 
 POLL_S = 0.5  # how often the progress of runs is looked at
@@ -54,7 +54,8 @@ class Comparison:
     def all_jobs(self) -> list[Job]:
         """Return the runs, seed by seed."""
         common = (self.tunes, self.directory, self.settings, self.fingerprint)
-        return [Job(name, seed, *common) for seed in self.seeds for name in self.strategies]
+        codes = {name: code_digest(name) for name in self.strategies}
+        return [Job(name, seed, *common, codes[name]) for seed in self.seeds for name in self.strategies]
 
 
 def run_comparison(
@@ -117,17 +118,15 @@ def _run(
     log = store.log
     n_warmup = sum(cut.is_warmup for cut in log.slides)
     say(f"{len(log.slides)} slides, {n_warmup} of them warm-up; {log.rows:,} rows are compared")
-    _perform(comparison, say, status)
-    runs = {
-        name: [load_run(job) for job in comparison.all_jobs() if job.name == name] for name in comparison.strategies
-    }
+    jobs = comparison.all_jobs()
+    _perform(jobs, comparison.jobs, say, status)
+    runs = {name: [load_run(job) for job in jobs if job.name == name] for name in comparison.strategies}
     report = to_report(comparison.settings.name, store.rows, runs)
     write_report(report, comparison.directory)
     return report
 
 
-def _perform(comparison: Comparison, say: Callable[[str], None], status: Callable[[str], None]) -> None:
-    jobs = comparison.all_jobs()
+def _perform(jobs: Sequence[Job], at_once: int, say: Callable[[str], None], status: Callable[[str], None]) -> None:
     todo = [job for job in jobs if not job.path.exists()]
     if len(todo) < len(jobs):
         say(f"{len(jobs) - len(todo)} of {len(jobs)} runs were done before")
@@ -137,7 +136,7 @@ def _perform(comparison: Comparison, say: Callable[[str], None], status: Callabl
     running: dict[SpawnProcess, Job] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < comparison.jobs:
+            while waiting and len(running) < at_once:
                 job = waiting.popleft()
                 process = context.Process(target=perform, args=(job,))
                 process.start()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
+import importlib.util
 import io
 import resource
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ class Job:
         directory: Of the comparison.
         settings: Of the deployment.
         fingerprint: Of the log.
+        code: Of what does it; see `code_digest`.
     """
 
     name: str
@@ -50,13 +53,14 @@ class Job:
     directory: Path
     settings: Settings
     fingerprint: str
+    code: str
 
     @property
     def path(self) -> Path:
-        """Where the run's results are once it has ended: another setting is another file."""
+        """Where the run's results are once it has ended: another setting or other code is another file."""
         settings = self.settings
         chosen = (self.fingerprint, self.tunes, settings.model, settings.update, settings.gate, settings.priors)
-        digest = hashlib.sha256(msgspec.json.encode([self.name, self.seed, *chosen])).hexdigest()[:12]
+        digest = hashlib.sha256(msgspec.json.encode([self.name, self.seed, self.code, *chosen])).hexdigest()[:12]
         plain = "".join(c if c.isalnum() or c in "+-." else "_" for c in self.name)
         return self.directory / "runs" / f"{plain}-{self.seed}-{digest}.npz"
 
@@ -92,6 +96,15 @@ class Run:
     predict_s: float
     peak_mb: float
     choices: Choices
+
+
+def code_digest(name: str) -> str:
+    """Return a digest of the release and, of a strategy of the user's own, of its file, as that changes under work."""
+    parts = [importlib.metadata.version("freshrank").encode()]
+    spec = importlib.util.find_spec(name.partition(":")[0]) if ":" in name else None
+    if spec is not None and spec.origin is not None and spec.has_location:
+        parts.append(Path(spec.origin).read_bytes())
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def load_run(job: Job) -> Run:

@@ -125,6 +125,11 @@ def test_a_strategy_of_ones_own_is_run_by_its_path_and_its_failure_is_said(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     report, _ = compare(config, "--strategies", "own:Half")
     assert report["strategies"]["own:Half"]["logloss"] == pytest.approx(np.log(2.0))
+    own = tmp_path / "own.py"
+    own.write_text(own.read_text().replace("0.5", "0.25"))
+    report, said = compare(config, "--strategies", "own:Half")
+    assert "done before" not in said  # by other code
+    assert report["strategies"]["own:Half"]["per_window"][0]["logloss"] != pytest.approx(np.log(2.0))
     result = call("backtest", config, "--strategies", "own:Broken")
     assert result.exit_code == 2
     assert "strategy own:Broken failed" in result.stderr
