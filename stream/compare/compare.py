@@ -159,7 +159,10 @@ def _check_ended(process: SpawnProcess, job: Job) -> None:
         return
     if job.error_path.exists():
         raise ValueError(f"strategy {job.name} failed: {job.error_path.read_text()}")
-    raise RuntimeError(f"the process of strategy {job.name} must end by itself, got exit code {process.exitcode}")
+    raise RuntimeError(
+        f"the process of strategy {job.name} must end by itself, got exit code {process.exitcode} (-9: killed, as when"
+        " memory runs out); the same call goes on from the runs that are done, with fewer --jobs in less memory"
+    )
 
 
 def _progress(job: Job) -> str:
