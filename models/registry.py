@@ -26,13 +26,38 @@ import torch
 from safetensors import SafetensorError
 
 from features.fields import Field
-from models.snapshot import Snapshot, SnapshotError, from_arrays, schema_digest, to_arrays
+from models.networks.network import Way
+from models.snapshot import FeaturePrior, Snapshot, SnapshotError, from_arrays, schema_digest, to_arrays
 
 FORMAT = 2  # 1: the gate's evidence was gathered by buckets, and there was no shadow
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
-_REST = ("family", "slide", "parent", "fields", "levels", "network", "dim", "hidden", "prior", "ways", "learnt")
 
 Manifest = dict[str, Any]
+
+
+class _Rest(msgspec.Struct, frozen=True):
+    """What a manifest says of a snapshot beside its arrays."""
+
+    family: str
+    slide: int | None
+    parent: str
+    fields: tuple[Field, ...]
+    levels: tuple[str, ...]
+    network: str
+    dim: int
+    hidden: tuple[int, ...]
+    prior: FeaturePrior
+    ways: tuple[Way, ...]
+    learnt: tuple[int, ...]
+
+
+class _Sealed(_Rest, frozen=True):
+    """The same with what proves the arrays, and the champion in the shadow."""
+
+    former: str
+    digest: str
+    bytes: int
+    sha256: str
 
 
 class Registry:
@@ -92,19 +117,26 @@ class Registry:
             wanted = ", ".join(field.name for field in fields)
             raise _refused(version, f"have the fields {wanted} as they are configured", got, "restore the fields")
         tensors = self._read(version, TENSORS)
-        if len(tensors) != manifest["bytes"]:
-            raise _refused(version, f"have {manifest['bytes']} bytes of tensors", f"{len(tensors)}", _AGAIN)
-        if hashlib.sha256(tensors).hexdigest() != manifest["sha256"]:
-            raise _refused(version, f"have tensors of sha256 {manifest['sha256']}", "other bytes", _AGAIN)
         try:
-            rest = {name: manifest[name] for name in _REST}
-            rest |= {name: tuple(manifest[name]) for name in ("levels", "hidden", "ways", "learnt")}
-            rest["fields"] = msgspec.convert(manifest["fields"], tuple[Field, ...])
-            snapshot = from_arrays(safetensors.numpy.load(tensors), rest, manifest["former"])
-        except (SafetensorError, KeyError, msgspec.ValidationError) as error:
+            sealed = msgspec.convert(manifest, _Sealed)
+        except msgspec.ValidationError as error:
+            raise _refused(version, f"hold everything of format {FORMAT}", str(error), _AGAIN) from error
+        if len(tensors) != sealed.bytes:
+            raise _refused(version, f"have {sealed.bytes} bytes of tensors", f"{len(tensors)}", _AGAIN)
+        if hashlib.sha256(tensors).hexdigest() != sealed.sha256:
+            raise _refused(version, f"have tensors of sha256 {sealed.sha256}", "other bytes", _AGAIN)
+        try:
+            rest = {name: getattr(sealed, name) for name in _Rest.__struct_fields__}
+            snapshot = from_arrays(safetensors.numpy.load(tensors), rest, sealed.former)
+        except (
+            SafetensorError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # an array is missing, or of another form
             raise _refused(version, f"hold everything of format {FORMAT}", f"{error!r}", _AGAIN) from error
-        if snapshot.digest != manifest["digest"] or snapshot.version != version:
-            raise _refused(version, f"have the digest {manifest['digest']}", snapshot.digest, _AGAIN)
+        if snapshot.digest != sealed.digest or snapshot.version != version:
+            raise _refused(version, f"have the digest {sealed.digest}", snapshot.digest, _AGAIN)
         return snapshot, manifest
 
     def manifest(self, version: str) -> Manifest:
@@ -166,7 +198,7 @@ def _manifest(snapshot: Snapshot, tensors: bytes, context: Manifest) -> Manifest
     return {
         "format": FORMAT,
         "version": snapshot.version,
-        **{name: getattr(snapshot, name) for name in _REST},
+        **{name: getattr(snapshot, name) for name in _Rest.__struct_fields__},
         "former": snapshot.shadow.former,
         "fields": msgspec.to_builtins(snapshot.fields),
         "schema": schema_digest(snapshot.fields),

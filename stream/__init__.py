@@ -29,6 +29,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     announcement.py E what the trainer says on `snapshots`
     explain.py E why a model serves, in words
     commands.py E what people ask of a trainer on `commands`
+    child.py E what a process that another one of ours has spawned does first
     user_push.py E users of the live priors into the store
     prior_worker.py E the priors on Kafka
     train_worker.py E the trainer on Kafka

@@ -21,7 +21,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from infra.settings import Settings, SettingsError, read_settings, state_dir, to_plan
+from infra.settings import SEED_MAX, Settings, SettingsError, read_settings, state_dir, to_plan
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -63,8 +63,8 @@ LetterOffset = Annotated[
 Version = Annotated[str, typer.Argument(help="Version of a snapshot.", show_default=False)]
 Note = Annotated[str, typer.Option("--note", help="Why, for those who ask later.")]
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, emoji=False)  # what a name holds is not ours to turn into pictures
+err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 
 @app.command()
@@ -252,7 +252,11 @@ def backtest(
         settings = read_settings(config)
         if strategies:
             names = tuple(dict.fromkeys(name.strip() for name in strategies.split(",") if name.strip()))
-            report = _compare(settings, config, data, limit, keep, names, _whole_numbers("--seeds", seeds), jobs, tune)
+            if not names:
+                raise SettingsError(
+                    f'--strategies must name at least one, got "{strategies}"; `freshrank strategies` lists them'
+                )
+            report = _compare(settings, config, data, limit, keep, names, _seeds(seeds), jobs, tune)
             _report(json, report, f"{len(names)} strategies over {report['windows']} windows")
             return
         if jobs != 1 or tune or seeds != "0":
@@ -368,11 +372,14 @@ def list_strategies() -> None:
         out.print(f"{name:16} {text}", highlight=False)
 
 
-def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
+def _seeds(text: str) -> tuple[int, ...]:
     try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise SettingsError(f'{option} must be whole numbers with commas between, got "{text}"') from None
+        found = ()
+    if not found or not all(0 <= seed <= SEED_MAX for seed in found):
+        raise SettingsError(f'--seeds must be whole numbers from 0 to {SEED_MAX}, with commas between, got "{text}"')
+    return found
 
 
 @app.command()

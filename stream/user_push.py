@@ -13,9 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +29,7 @@ from features.priors import lookup
 from features.store import AS_OF, CLICKS, ID, IMPRESSIONS, UserStore, open_store, user_fields, value_column
 from infra.metrics import PriorMetrics
 from infra.settings import Settings, state_dir
+from stream.child import end_with_parent
 
 BATCH_USERS = 5_000  # half a second of a push: short enough to be stopped after
 
@@ -150,7 +148,7 @@ class StoreProcess:
         """Write users; return how many were left out because the store holds something as new."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
+            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent)
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._pool, _push, self._settings, self._directory, users)
@@ -179,16 +177,3 @@ def _push(settings: Settings, directory: Path, users: pl.DataFrame) -> int:
         )
         _stores.append(store)
     return _stores[0].push(users)
-
-
-def _end_with_parent() -> None:
-    """Leave a signal from the keyboard to the parent, and end when it is gone, also when it was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()

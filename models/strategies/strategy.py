@@ -97,10 +97,10 @@ class ControlStrategy:
     """A control with the live priors that it may read."""
 
     def __init__(self, plan: Plan, control: Control) -> None:
-        """Begin with nothing counted."""
-        self._plan = plan
+        """Begin with nothing counted; whichever counts the deployment's own strategy sees, a control's are live."""
+        self._plan = dataclasses.replace(plan, prior="live")
         self._control = control
-        self._counted = initial_snapshot(plan)
+        self._counted = initial_snapshot(self._plan)
         self._last: tuple[Examples, Rows] | None = None
 
     def predict(self, slide: Slide) -> tuple[Probabilities, Examples]:

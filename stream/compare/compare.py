@@ -7,9 +7,11 @@ It can be stopped at any time: the slides and the runs that are there are kept, 
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
@@ -21,7 +23,7 @@ from models.strategies.build import check_strategy
 from models.window import Slide
 from stream.backtest import Backtest, TimedEvent
 from stream.compare.report import to_report, write_report
-from stream.compare.runs import Job, load_run, perform
+from stream.compare.runs import Job, code_digest, load_run, perform
 from stream.compare.store import SlideStore
 
 POLL_S = 0.5  # how often the progress of runs is looked at
@@ -52,7 +54,8 @@ class Comparison:
     def all_jobs(self) -> list[Job]:
         """Return the runs, seed by seed."""
         common = (self.tunes, self.directory, self.settings, self.fingerprint)
-        return [Job(name, seed, *common) for seed in self.seeds for name in self.strategies]
+        codes = {name: code_digest(name) for name in self.strategies}
+        return [Job(name, seed, *common, codes[name]) for seed in self.seeds for name in self.strategies]
 
 
 def run_comparison(
@@ -72,9 +75,35 @@ def run_comparison(
 
     Raises:
         ValueError: If a strategy is unknown or cannot run on this log.
+        RuntimeError: If another comparison works in the directory.
     """
     for name in comparison.strategies:
         check_strategy(name)
+    with _alone(comparison.directory):
+        return _run(comparison, events, say, status)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep others out, who might cut another log under runs that read this one; a kill lets go."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RuntimeError(
+                f"one comparison at a time in a directory, another one runs in {directory};"
+                " wait for it, or give --out another directory"
+            ) from None
+        yield
+
+
+def _run(
+    comparison: Comparison,
+    events: Callable[[], Iterable[TimedEvent]],
+    say: Callable[[str], None],
+    status: Callable[[str], None],
+) -> dict[str, Any]:
     store = SlideStore(comparison.directory)
     if not store.holds(comparison.fingerprint):
         n_rows = 0
@@ -89,17 +118,15 @@ def run_comparison(
     log = store.log
     n_warmup = sum(cut.is_warmup for cut in log.slides)
     say(f"{len(log.slides)} slides, {n_warmup} of them warm-up; {log.rows:,} rows are compared")
-    _perform(comparison, say, status)
-    runs = {
-        name: [load_run(job) for job in comparison.all_jobs() if job.name == name] for name in comparison.strategies
-    }
+    jobs = comparison.all_jobs()
+    _perform(jobs, comparison.jobs, say, status)
+    runs = {name: [load_run(job) for job in jobs if job.name == name] for name in comparison.strategies}
     report = to_report(comparison.settings.name, store.rows, runs)
     write_report(report, comparison.directory)
     return report
 
 
-def _perform(comparison: Comparison, say: Callable[[str], None], status: Callable[[str], None]) -> None:
-    jobs = comparison.all_jobs()
+def _perform(jobs: Sequence[Job], at_once: int, say: Callable[[str], None], status: Callable[[str], None]) -> None:
     todo = [job for job in jobs if not job.path.exists()]
     if len(todo) < len(jobs):
         say(f"{len(jobs) - len(todo)} of {len(jobs)} runs were done before")
@@ -109,7 +136,7 @@ def _perform(comparison: Comparison, say: Callable[[str], None], status: Callabl
     running: dict[SpawnProcess, Job] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < comparison.jobs:
+            while waiting and len(running) < at_once:
                 job = waiting.popleft()
                 process = context.Process(target=perform, args=(job,))
                 process.start()
@@ -132,7 +159,10 @@ def _check_ended(process: SpawnProcess, job: Job) -> None:
         return
     if job.error_path.exists():
         raise ValueError(f"strategy {job.name} failed: {job.error_path.read_text()}")
-    raise RuntimeError(f"the process of strategy {job.name} must end by itself, got exit code {process.exitcode}")
+    raise RuntimeError(
+        f"the process of strategy {job.name} must end by itself, got exit code {process.exitcode} (-9: killed, as when"
+        " memory runs out); the same call goes on from the runs that are done, with fewer --jobs in less memory"
+    )
 
 
 def _progress(job: Job) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
+import importlib.util
 import io
 import resource
 from dataclasses import dataclass
@@ -21,12 +23,14 @@ from infra.settings import Settings
 from models.strategies.tuning import Choices, with_choices
 from models.train import use_threads
 from models.update import Plan
+from stream.child import end_with_parent
 from stream.compare.choose import choose, crosses_budget
 from stream.compare.steps import run_steps
 from stream.compare.store import SlideStore, write_whole
 from stream.plan import new_plan
 
 MB = 1e6
+PROC_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Job:
         directory: Of the comparison.
         settings: Of the deployment.
         fingerprint: Of the log.
+        code: Of what does it; see `code_digest`.
     """
 
     name: str
@@ -48,13 +53,14 @@ class Job:
     directory: Path
     settings: Settings
     fingerprint: str
+    code: str
 
     @property
     def path(self) -> Path:
-        """Where the run's results are once it has ended: another setting is another file."""
+        """Where the run's results are once it has ended: another setting or other code is another file."""
         settings = self.settings
         chosen = (self.fingerprint, self.tunes, settings.model, settings.update, settings.gate, settings.priors)
-        digest = hashlib.sha256(msgspec.json.encode([self.name, self.seed, *chosen])).hexdigest()[:12]
+        digest = hashlib.sha256(msgspec.json.encode([self.name, self.seed, self.code, *chosen])).hexdigest()[:12]
         plain = "".join(c if c.isalnum() or c in "+-." else "_" for c in self.name)
         return self.directory / "runs" / f"{plain}-{self.seed}-{digest}.npz"
 
@@ -92,6 +98,15 @@ class Run:
     choices: Choices
 
 
+def code_digest(name: str) -> str:
+    """Return a digest of the release and, of a strategy of the user's own, of its file, as that changes under work."""
+    parts = [importlib.metadata.version("freshrank").encode()]
+    spec = importlib.util.find_spec(name.partition(":")[0]) if ":" in name else None
+    if spec is not None and spec.origin is not None and spec.has_location:
+        parts.append(Path(spec.origin).read_bytes())
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
 def load_run(job: Job) -> Run:
     """Return the results of a run that has ended."""
     with np.load(job.path) as arrays:
@@ -101,6 +116,7 @@ def load_run(job: Job) -> Run:
 
 def perform(job: Job) -> None:
     """Do the run and write what it found, or why it failed; the main function of a process."""
+    end_with_parent()
     job.path.parent.mkdir(parents=True, exist_ok=True)
     job.error_path.unlink(missing_ok=True)
     try:
@@ -139,5 +155,15 @@ def _run(job: Job, plan: Plan, store: SlideStore, choices: Choices) -> Run:
             f"strategy {job.name} must predict a finite probability for each of the {store.log.rows} rows, got"
             f" {int(np.isfinite(found).sum())}"
         )
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
-    return Run(found, train_s, predict_s, peak_mb, choices)
+    return Run(found, train_s, predict_s, _peak_mb(), choices)
+
+
+def _peak_mb() -> float:
+    """Return the largest resident memory of this process.
+
+    Linux: not from getrusage, which goes on from the parent's memory at the start and so never shows less than that.
+    """
+    if PROC_STATUS.exists():
+        (line,) = (line for line in PROC_STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB  # elsewhere, as on macOS, in bytes

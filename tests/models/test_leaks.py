@@ -108,6 +108,7 @@ def test_a_field_that_leaks_is_found(x: pl.Expr, kind: str) -> None:
         pytest.param((pl.col("time_s") // 3600) % 24, id="hour"),
         pytest.param(pl.when(UNIFORM < 0.5).then(NOISE), id="missing at random"),
         pytest.param(pl.col("x").max().over("request_id"), id="the best of the request"),
+        pytest.param(1e300 * pl.lit(NOISE), id="far out"),
     ],
 )
 def test_an_honest_field_is_not(x: pl.Expr) -> None:

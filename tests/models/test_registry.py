@@ -1,3 +1,4 @@
+import hashlib
 import json
 import resource
 from collections.abc import Iterator
@@ -7,7 +8,10 @@ from pathlib import Path
 
 import fsspec
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import pytest
+import safetensors.numpy
 from fsspec.implementations.local import LocalFileSystem
 
 from features.encode import encode
@@ -158,6 +162,52 @@ def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
     rewritten(tmp_path / version / MANIFEST, format=3)
     with pytest.raises(SnapshotError, match=rf"snapshot {version} must have format 2, got format 3; use the release"):
         registry.load(version)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "got"),
+    [
+        ("prior", "future", r"Invalid enum value 'future' - at `\$\.prior`"),
+        ("ways", ["dense", "deep"], r"Invalid enum value 'deep' - at `\$\.ways"),
+        ("ways", None, r"Expected `array`, got `null` - at `\$\.ways`"),
+        ("former", None, r"Expected `str`, got `null` - at `\$\.former`"),
+        ("digest", None, r"Expected `str`, got `null` - at `\$\.digest`"),
+    ],
+)
+def test_what_another_release_means_by_the_same_format_is_refused_by_name(
+    tmp_path: Path, name: str, value: object, got: str
+) -> None:
+    """Sealed as it should be: so not damaged, but not ours."""
+    registry = Registry(str(tmp_path))
+    version = registry.save(SNAPSHOT, {})
+    reseal(tmp_path / version, **{name: value})
+    with pytest.raises(SnapshotError, match=f"snapshot {version} must hold everything of format 2, got {got}"):
+        registry.load(version)
+
+
+@pytest.mark.parametrize("array", [None, np.ones(30, np.int64)])
+@pytest.mark.parametrize("name", ["shadow.counts", "shadow.evidence", "times"])
+def test_arrays_that_are_missing_or_of_another_form_are_refused_by_name(
+    tmp_path: Path, name: str, array: npt.NDArray[np.int64] | None
+) -> None:
+    registry = Registry(str(tmp_path))
+    version = registry.save(SNAPSHOT, {})
+    path = tmp_path / version / TENSORS
+    arrays = safetensors.numpy.load(path.read_bytes())
+    del arrays[name]
+    content = safetensors.numpy.save(arrays if array is None else arrays | {name: array})
+    path.write_bytes(content)
+    reseal(tmp_path / version, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    with pytest.raises(SnapshotError, match=f"snapshot {version} must"):
+        registry.load(version)
+
+
+def reseal(directory: Path, **changes: object) -> None:
+    path = directory / MANIFEST
+    manifest = json.loads(path.read_text()) | changes
+    del manifest["seal"]
+    manifest["seal"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest))
 
 
 def test_a_changed_manifest_is_refused_by_name(tmp_path: Path) -> None:

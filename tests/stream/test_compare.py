@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
-from infra.settings import read_settings
+from infra.settings import SEED_MAX, read_settings
 from models.strategies.tuning import with_choices
+from stream import cli
 from stream.backtest import Backtest
 from stream.cli import app
 from stream.compare.choose import choose, crosses_budget, to_toml
@@ -94,6 +102,13 @@ def test_a_second_call_goes_on_from_what_is_there(config: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_memory_of_a_run_is_its_own_and_not_that_of_the_process_that_began_it(config: Path) -> None:
+    here = np.ones(250_000_000)  # 2 GB
+    report, _ = compare(config, "--strategies", "prior-only")
+    assert 100.0 < report["strategies"]["prior-only"]["peak_mb"] < here.nbytes / 1e6
+
+
+@pytest.mark.slow
 def test_a_strategy_of_ones_own_is_run_by_its_path_and_its_failure_is_said(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,10 +125,57 @@ def test_a_strategy_of_ones_own_is_run_by_its_path_and_its_failure_is_said(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     report, _ = compare(config, "--strategies", "own:Half")
     assert report["strategies"]["own:Half"]["logloss"] == pytest.approx(np.log(2.0))
+    own = tmp_path / "own.py"
+    own.write_text(own.read_text().replace("0.5", "0.25"))
+    report, said = compare(config, "--strategies", "own:Half")
+    assert "done before" not in said  # by other code
+    assert report["strategies"]["own:Half"]["per_window"][0]["logloss"] != pytest.approx(np.log(2.0))
     result = call("backtest", config, "--strategies", "own:Broken")
     assert result.exit_code == 2
     assert "strategy own:Broken failed" in result.stderr
     assert "must predict a finite probability" in result.stderr
+
+
+def test_one_comparison_at_a_time_works_in_a_directory(config: Path) -> None:
+    out = config.parent / "out"
+    out.mkdir()
+    with (out / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = call("backtest", config, "--strategies", "prior-only", "--out", out)
+    assert result.exit_code == 1
+    assert f"one comparison at a time in a directory, another one runs in {out}" in result.stderr
+    assert [path.name for path in out.iterdir()] == ["lock"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_runs_end_with_the_comparison_and_say_nothing_of_it(config: Path, tmp_path: Path, kill: signal.Signals) -> None:
+    (tmp_path / "own.py").write_text(
+        "import os, pathlib, time\n"
+        "class Slow:\n"
+        "    def __init__(self, plan): pathlib.Path('run.pid').write_text(f'{os.getpid()} ')\n"
+        "    def predict(self, rows): time.sleep(100.0)\n"
+    )
+    command = [sys.executable, "-m", "stream.cli", "backtest", config, "--strategies", "own:Slow", "--out", "out"]
+    paths = os.pathsep.join([str(tmp_path), str(Path(cli.__file__).parents[1])])
+    env = os.environ | {"PYTHONPATH": paths}
+    with subprocess.Popen(
+        command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        pid_path = tmp_path / "run.pid"
+        deadline_s = time.monotonic() + 60.0
+        while not (pid_path.exists() and pid_path.read_text().endswith(" ")):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        run = psutil.Process(int(pid_path.read_text()))
+        if kill == signal.SIGINT:
+            os.killpg(parent.pid, kill)  # Ctrl-C reaches both
+        else:
+            parent.send_signal(kill)
+        _, alive = psutil.wait_procs([run], 10.0)
+        assert not alive
+        assert parent.stderr is not None
+        assert "Traceback" not in parent.stderr.read()
 
 
 def test_tuning_chooses_by_the_warm_up_without_opening_a_later_slide(config: Path, tmp_path: Path) -> None:
@@ -187,7 +249,11 @@ def test_choices_become_the_lines_of_their_sections() -> None:
         (["--strategies", "dpp"], "strategy must be one of default, static"),
         (["--strategies", "prior-only+gate"], "must be a learner to have a gate"),
         (["--strategies", "none.such:Model"], 'strategy "none.such:Model" must be importable'),
-        (["--strategies", "default", "--seeds", "a"], '--seeds must be whole numbers with commas between, got "a"'),
+        (["--strategies", " , "], '--strategies must name at least one, got " , "'),
+        (["--strategies", "a:b:c"], 'must be package.module:function, got "a:b:c"'),
+        (["--strategies", "default", "--seeds", "a"], f"--seeds must be whole numbers from 0 to {SEED_MAX}, with"),
+        (["--strategies", "default", "--seeds", "0,-1"], 'with commas between, got "0,-1"'),
+        (["--strategies", "default", "--seeds", str(SEED_MAX + 1)], f'with commas between, got "{SEED_MAX + 1}"'),
         (["--tune"], "--seeds, --jobs and --tune must go with --strategies"),
     ],
 )

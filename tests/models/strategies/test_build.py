@@ -5,6 +5,7 @@ import pytest
 
 from features.priors import Floats
 from models.strategies.build import CONTROLS, build_strategy
+from models.strategies.ours import ddp_fp_frozen, finetune
 from models.strategies.strategy import Probabilities, Rows
 from models.update import Learner, Plan
 from tests.frames import plan
@@ -65,6 +66,17 @@ def test_controls_are_told_of_the_warm_up_as_the_gate_counts_it() -> None:
         decisions.append(learner.learn(one).decision)
     assert MADE[-1].was_warmup == [True, True, False, False]
     assert [decision == "warmup" for decision in decisions] == MADE[-1].was_warmup
+
+
+def test_controls_read_live_priors_whatever_the_deployment_learns_from() -> None:
+    found = []
+    for settings in (plan(), ddp_fp_frozen(plan()), finetune(plan())):
+        strategy = build_strategy("prior-only", settings)
+        for index in (1, 2):
+            predicted, _ = strategy.predict(slide(index, 200))
+            strategy.learn(slide(index, 200))
+        found.append(predicted.tolist())
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize(
