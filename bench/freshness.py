@@ -140,7 +140,7 @@ async def announce(settings: Settings, options: dict[str, Any]) -> None:
     registry = Registry(registry_url(settings))
     for snapshot in (learner.champion, learner.latest):
         registry.save(snapshot, {"positions": {}})
-    said = to_announcement(settings.model.family, report, 0.0)
+    said = to_announcement(settings.model.family, report, 0.0, None)
     producer = AIOKafkaProducer(**options)
     await producer.start()
     topic = topic_name(settings.prefix, "snapshots")

@@ -42,6 +42,7 @@ async def expected_blocks(deployment: Deployment, partition: int) -> tuple[list[
     )
 
 
+@pytest.mark.slow
 async def test_kill_9_of_the_ledger_leaves_the_blocks_of_a_quiet_run(
     tmp_path: Path, broker: BrokerInfo, topic_prefix: str
 ) -> None:

@@ -51,6 +51,7 @@ async def settle(deployment: Deployment) -> Deployment:
     return deployment
 
 
+@pytest.mark.slow
 async def test_kill_9_of_the_priors_leaves_the_counts_of_a_slow_recount(settled: Deployment) -> None:
     with settled.role("worker", "priors") as process:
         await until(published(settled), 60.0)
@@ -192,7 +193,7 @@ async def learn(deployment: Deployment, *, champion_s: float, latest_s: float) -
     assert report is not None
     for snapshot in (champion, learner.latest):
         registry.save(snapshot, {"positions": positions})
-    announcement = to_announcement(settings.model.family, report, 0.0)
+    announcement = to_announcement(settings.model.family, report, 0.0, None)
     producer = AIOKafkaProducer(**deployment.cluster.options)
     await producer.start()
     topic = deployment.cluster.topic("snapshots")

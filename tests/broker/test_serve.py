@@ -206,6 +206,7 @@ async def test_a_port_that_is_taken_is_said_at_the_start(settings: Settings, bro
         await serve(settings, broker.bootstrap_servers, port=taken)
 
 
+@pytest.mark.slow
 async def test_while_the_broker_is_down_it_says_503_and_comes_back_by_itself(
     tmp_path: Path, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

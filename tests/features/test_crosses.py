@@ -99,6 +99,7 @@ def test_crosses_that_are_there_are_not_chosen_again_and_names_stay_unique() -> 
     check_fields((*FIELDS, there, first.field))
 
 
+@pytest.mark.slow
 def test_budgets_are_kept() -> None:
     both = log(lambda drawn, rng: either_or(drawn, rng) + of_topics(drawn, rng))
     chosen = choose(both)
@@ -153,6 +154,7 @@ def test_late_corrections_are_counted_and_not_judged() -> None:
     assert parts(choose(pl.concat([rows, late]))) == [("group", "hour")]
 
 
+@pytest.mark.slow
 def test_the_order_of_the_rows_changes_nothing() -> None:
     rows = log(either_or)
     assert choose(rows) == choose(rows.sample(fraction=1.0, shuffle=True, seed=3))

@@ -177,6 +177,7 @@ def test_a_harmful_champion_is_rolled_back_to_the_one_before() -> None:
     assert learner.learn(slide(33, n_rows=400)).decision == "hold"
 
 
+@pytest.mark.slow
 def test_a_learner_that_watches_goes_on_with_the_same_bits() -> None:
     learner = promoted()
     assert learner.former is not None
@@ -368,6 +369,7 @@ def test_a_slide_of_corrections_alone_is_learnt_as_clicks() -> None:
     assert scores[1] > scores[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("corrects", "low", "high"), [(True, 0.97, 1.03), (False, 0.0, 0.75)])
 def test_corrections_bring_predictions_to_the_final_click_rate(corrects: bool, low: float, high: float) -> None:
     """A third of the clicks come late: without corrections a third of the rate is missing."""

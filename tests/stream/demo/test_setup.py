@@ -41,6 +41,7 @@ def test_the_simulated_world_is_made_where_there_is_none(tmp_path: Path) -> None
     assert (n_rows, held_back.height) == (1000, HELD_BACK_ROWS)
 
 
+@pytest.mark.slow
 def test_where_movielens_cannot_be_had_the_demo_says_so_and_runs_on_the_simulated_world(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
