@@ -26,6 +26,8 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from bench.cluster import (
+    BROKER_CORE,
+    CLIENT_CORE,
     REPOSITORY,
     Deployment,
     Event,
@@ -38,7 +40,7 @@ from bench.cluster import (
     on_cores,
     read_events,
 )
-from bench.ledger import BROKER_CORE, CLIENT_CORE, Result, Setup, rate, summary, time_peer
+from bench.ledger import Result, Setup, rate, summary, time_peer
 from bench.report import machine, write_report
 from features.fields import raw_fields
 from infra.settings import read_settings

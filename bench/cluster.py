@@ -34,6 +34,7 @@ from stream.logs.source import read_arrivals
 
 REPOSITORY = Path(__file__).parents[1]
 ALL_CORES = frozenset(os.sched_getaffinity(0))
+CLIENT_CORE, BROKER_CORE = {min(ALL_CORES)}, {max(ALL_CORES)}  # what is measured, and what it talks to
 RETENTION_S = 1e10  # longer than whatever a measurement lets wait
 BATCH_BYTES = 128 * 1024
 OWNED = re.compile(r"ledger: partition (\d+) from offset (\d+)")

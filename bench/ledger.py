@@ -33,6 +33,8 @@ from typing import Any
 
 from bench.cluster import (
     ALL_CORES,
+    BROKER_CORE,
+    CLIENT_CORE,
     REPOSITORY,
     Deployment,
     Event,
@@ -47,7 +49,6 @@ from bench.cluster import (
 from bench.report import machine, write_report
 from infra.settings import read_settings
 
-CLIENT_CORE, BROKER_CORE = {min(ALL_CORES)}, {max(ALL_CORES)}
 BENCH_PYTHON = REPOSITORY / ".venv-bench" / "bin" / "python"  # made by `make bench`
 PEERS = {
     "confluent-kafka": str(BENCH_PYTHON),

@@ -121,10 +121,8 @@ def _loss(objective: Objective, logits: Tensor, targets: Targets) -> Tensor:
         loss = model_prior_loss(logits, targets.clicks, targets.teacher, targets.trust)
     if objective.confidence != "none":
         surrogate = accuracy_surrogate if objective.confidence == "accuracy" else auc_surrogate
-        probe = logits.detach().requires_grad_()
-        push = surrogate(probe, targets.clicks, targets.teacher, objective.confidence_margin)
-        weight = _weight_of_share(logits.detach(), targets.clicks, push, probe, objective.confidence_share)
-        loss = loss + weight * surrogate(logits, targets.clicks, targets.teacher, objective.confidence_margin)
+        push = surrogate(logits, targets.clicks, targets.teacher, objective.confidence_margin)
+        loss = loss + _weight_of_share(logits, targets.clicks, push, objective.confidence_share) * push
     return loss
 
 
@@ -180,8 +178,8 @@ def auc_surrogate(logits: Tensor, clicks: Tensor, teacher: Tensor, margin: float
     return functional.softplus(-(clicked[:, None] - other[None, :]).clamp(max=margin)).mean()
 
 
-def _weight_of_share(logits: Tensor, clicks: Tensor, push: Tensor, probe: Tensor, share: float) -> float:
+def _weight_of_share(logits: Tensor, clicks: Tensor, push: Tensor, share: float) -> float:
     """Return the weight at which the surrogate's gradient on the logits is `share` of the log loss's."""
-    (pushed,) = torch.autograd.grad(push, probe)
-    pulled = (torch.sigmoid(logits) - clicks.to(torch.float32)) / len(logits)
+    (pushed,) = torch.autograd.grad(push, logits, retain_graph=True)
+    pulled = (torch.sigmoid(logits.detach()) - clicks.to(torch.float32)) / len(logits)
     return min(share * float(pulled.norm()) / max(float(pushed.norm()), 1e-12), SHARE_MAX)

@@ -221,11 +221,10 @@ class Learner:
         assert scored is not None
         before, examples = self.latest, scored.examples
         evaluations = {name: evaluate(p, examples.clicks, examples.groups) for name, p in self.scores.items()}
-        origin = origin_s(before, slide)
-        is_warmup = slide.end_s <= origin + self._plan.warmup_s
+        is_warmup = slide.is_warmup(origin_s(before, slide), self._plan.warmup_s)
         verdict, shadow = self._verdict(examples, evaluations["latest"], is_warmup=is_warmup)
         after = count_slide(before, slide, examples.settled, self._plan)
-        after = dataclasses.replace(after, origin_s=origin, evidence=verdict.evidence, shadow=shadow)
+        after = dataclasses.replace(after, evidence=verdict.evidence, shadow=shadow)
         name = {"reject": "champion", "rollback": "former"}.get(verdict.decision, "latest")
         start = dict(self._pointers())[name]
         after = dataclasses.replace(
@@ -445,14 +444,13 @@ def count_slide(before: Snapshot, slide: Slide, settled: SettledRows, plan: Plan
         evidence_min=plan.evidence_min,
     )
     recent = settled.between(moment_s, math.inf)
-    return dataclasses.replace(before, slide=slide.index, end_s=slide.end_s, base=base, recent=recent)
+    origin = origin_s(before, slide)
+    return dataclasses.replace(before, slide=slide.index, end_s=slide.end_s, origin_s=origin, base=base, recent=recent)
 
 
 def origin_s(before: Snapshot, slide: Slide) -> float:
     """Return when the first row of all settled, up to a slide: the warm-up counts from there."""
-    if before.slide is not None:
-        return before.origin_s
-    return float(slide.frame["settled_s"][0]) if len(slide.frame) else slide.start_s
+    return slide.first_s if before.slide is None else before.origin_s
 
 
 def _check_fits(plan: Plan, snapshot: Snapshot) -> None:

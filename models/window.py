@@ -81,6 +81,15 @@ class Slide:
     end_s: float
     frame: pl.DataFrame
 
+    @property
+    def first_s(self) -> float:
+        """When its first row settled; where it begins when it has none."""
+        return float(self.frame["settled_s"][0]) if len(self.frame) else self.start_s
+
+    def is_warmup(self, origin_s: float, warmup_s: float) -> bool:
+        """Tell whether it ends within the warm-up, which counts from when the first row of all settled."""
+        return self.end_s <= origin_s + warmup_s
+
 
 @dataclass(frozen=True)
 class Slides:

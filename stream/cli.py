@@ -339,7 +339,7 @@ def tune(
     with _clear_errors(), TemporaryDirectory(prefix="freshrank-tune-") as scratch, _status("tune") as status:
         settings = read_settings(config)
         from stream.backtest import Backtest
-        from stream.compare.choose import choose, crosses_budget, to_toml
+        from stream.compare.choose import choose, to_toml
         from stream.compare.store import SlideStore
         from stream.logs.reader import RowCounts
         from stream.logs.source import read_arrivals
@@ -353,7 +353,7 @@ def tune(
             new_plan(settings),
             store,
             tunes=rates,
-            crosses=crosses_budget(settings),
+            budget=settings.priors,
             say=status,
         )
         if json is not None:

@@ -13,6 +13,7 @@ Shape legend: `B` batch, `S` slots, `F` fields, `D` width of an embedding, `P` d
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Literal
 
@@ -27,7 +28,7 @@ Way = Literal["dense", "wide", "initial"]
 BASE_SHARE = 0.5  # best of {0, .5, 1} on the warm-up slides of MovieLens-1M and KuaiRand together
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """Mean embedding per field and the dense inputs, beside a direct linear path; `interact` is the architecture's."""
 
     def __init__(self, slot_field: Sequence[int], dim: int, dense_width: int, ways: Collection[Way]) -> None:
@@ -49,13 +50,13 @@ class Network(nn.Module):
         if self.is_wide:
             self.direct = nn.Linear(n_dense, 1, bias=False)
 
+    @abstractmethod
     def interact(self, x: Tensor) -> Tensor:
         """Return what the architecture adds to the logit, (B,); 0 before it has learnt anything.
 
         Args:
             x: (B, X).
         """
-        raise NotImplementedError
 
     def forward(self, embedded: Tensor, share: Tensor, dense: Tensor, base: Tensor) -> Tensor:
         """Return logits, (B,).

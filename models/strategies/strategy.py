@@ -110,7 +110,7 @@ class ControlStrategy:
         dense = dense_inputs(examples.counts, examples.keys, counted.base, counted.fields, counted.levels)
         columns = [name for name in examples.frame.columns if name.startswith(COLUMN_PREFIX)]
         frame = examples.frame.select("request_id", "position", "time_s", *columns)
-        is_warmup = slide.end_s <= origin_s(counted, slide) + self._plan.warmup_s
+        is_warmup = slide.is_warmup(origin_s(counted, slide), self._plan.warmup_s)
         rows = Rows(slide.index, frame, examples.keys, dense, examples.shown_s, is_warmup)
         self._last = examples, rows
         return self._control.predict(rows), examples
@@ -123,5 +123,5 @@ class ControlStrategy:
             self._control.learn(rows, examples.clicks)
         after = count_slide(self._counted, slide, examples.settled, self._plan)
         base = dataclasses.replace(after.base, strength=estimate_strength(after.priors).strength)
-        self._counted = dataclasses.replace(after, base=base, origin_s=origin_s(self._counted, slide))
+        self._counted = dataclasses.replace(after, base=base)
         self._last = None

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from features.crosses import choose_crosses
 from features.priors import Floats
-from infra.settings import Settings
+from infra.settings import PriorSettings
 from models.evaluate import log_losses
 from models.strategies.build import GATE_SUFFIX
 from models.strategies.ours import LEARNERS
@@ -26,14 +25,6 @@ from stream.compare.store import SlideStore
 STEPS_MAX = 2  # a setting moves by so many factors at most: what lies further is another model
 LATER_SLIDES_MIN = 3  # fewer say nothing about what stays; chosen by hand
 CHOOSER = "default"  # the strategy that chooses its crosses without being asked
-
-
-@dataclass(frozen=True)
-class CrossesBudget:
-    """How much crosses may cost: how many, and how many values they may have."""
-
-    crosses_max: int
-    cells_max: int
 
 
 def to_toml(choices: Choices) -> str:
@@ -50,18 +41,13 @@ def to_toml(choices: Choices) -> str:
     return "\n".join(lines)
 
 
-def crosses_budget(settings: Settings) -> CrossesBudget:
-    """Return what the configuration allows."""
-    return CrossesBudget(settings.priors.crosses_max, settings.priors.cells_max)
-
-
 def choose(  # what is chosen, from what, and how it is told
     name: str,
     plan: Plan,
     store: SlideStore,
     *,
     tunes: bool,
-    crosses: CrossesBudget,
+    budget: PriorSettings,
     say: Callable[[str], None],
 ) -> Choices:
     """Return what the warm-up chooses for a strategy; nothing for an outside control.
@@ -73,20 +59,20 @@ def choose(  # what is chosen, from what, and how it is told
         plan: Of the deployment.
         store: The log's slides.
         tunes: Whether rates, half-lives and weights are chosen too.
-        crosses: What they may cost.
+        budget: What crosses may cost: `crosses_max` and `cells_max`.
         say: Called with how far it is.
     """
     own = name.removesuffix(GATE_SUFFIX)
     choices: Choices = {}
     if own == CHOOSER and not any(field.side == "cross" for field in plan.fields):
         say("choosing crosses")
-        choices |= _crosses(plan, store, crosses)
+        choices |= _crosses(plan, store, budget)
     if tunes and own in LEARNERS:
         choices = _tune(name, own, plan, store, choices, say)
     return choices
 
 
-def _crosses(plan: Plan, store: SlideStore, budget: CrossesBudget) -> Choices:
+def _crosses(plan: Plan, store: SlideStore, budget: PriorSettings) -> Choices:
     frames = [slide.frame for _, slide in store.read(warmup_only=True)]
     if not frames:
         return {}

@@ -24,7 +24,7 @@ from models.strategies.tuning import Choices, with_choices
 from models.train import use_threads
 from models.update import Plan
 from stream.child import end_with_parent
-from stream.compare.choose import choose, crosses_budget
+from stream.compare.choose import choose
 from stream.compare.steps import run_steps
 from stream.compare.store import SlideStore, write_whole
 from stream.plan import new_plan
@@ -132,7 +132,7 @@ def _perform(job: Job) -> None:
     use_threads(job.settings.update.threads)
     store = SlideStore(job.directory)
     plan = dataclasses.replace(new_plan(job.settings), seed=job.seed)
-    choices = choose(job.name, plan, store, tunes=job.tunes, crosses=crosses_budget(job.settings), say=job.report)
+    choices = choose(job.name, plan, store, tunes=job.tunes, budget=job.settings.priors, say=job.report)
     run = _run(job, with_choices(plan, choices), store, choices)
     rest = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "probabilities"}
     data = io.BytesIO()

@@ -154,8 +154,8 @@ def _cut(slides: Iterable[Slide], warmup_s: float) -> Iterator[tuple[Cut, Slide]
     origin_s: float | None = None
     for slide in slides:
         if origin_s is None:
-            origin_s = float(slide.frame["settled_s"][0])
-        yield Cut(slide.index, slide.start_s, slide.end_s, slide.end_s <= origin_s + warmup_s), slide
+            origin_s = slide.first_s
+        yield Cut(slide.index, slide.start_s, slide.end_s, slide.is_warmup(origin_s, warmup_s)), slide
 
 
 def _sources(frame: pl.DataFrame) -> npt.NDArray[np.int64]:

@@ -23,7 +23,7 @@ from models.strategies.tuning import with_choices
 from stream import cli
 from stream.backtest import Backtest
 from stream.cli import app
-from stream.compare.choose import choose, crosses_budget, to_toml
+from stream.compare.choose import choose, to_toml
 from stream.compare.store import SlideStore
 from stream.logs.reader import RowCounts
 from stream.logs.source import read_arrivals
@@ -187,7 +187,7 @@ def test_tuning_chooses_by_the_warm_up_without_opening_a_later_slide(config: Pat
         if not cut.is_warmup:
             (tmp_path / "out" / "slides" / f"{cut.index:06d}.arrow").unlink()
     short = with_choices(new_plan(settings), {"half_lives_s": (5.0, 10.0, 20.0)})  # a row comes every five seconds
-    choices = choose("default", short, store, tunes=True, crosses=crosses_budget(settings), say=lambda _: None)
+    choices = choose("default", short, store, tunes=True, budget=settings.priors, say=lambda _: None)
     assert choices["half_lives_s"] == (80.0, 160.0, 320.0)  # as far as it may go
 
 
@@ -196,8 +196,7 @@ def test_tuning_leaves_all_as_it_is_where_the_warm_up_is_short(config: Path, tmp
     arrivals = read_arrivals(settings, [tmp_path], RowCounts())
     store.write(Backtest(settings, arrivals).slides(), settings, "", lambda _: None)
     said: list[str] = []
-    budget = crosses_budget(settings)
-    assert choose("default", new_plan(settings), store, tunes=True, crosses=budget, say=said.append) == {}
+    assert choose("default", new_plan(settings), store, tunes=True, budget=settings.priors, say=said.append) == {}
     assert "tuning needs 6 slides in the warm-up, got fewer: nothing is tuned" in said
 
 
@@ -214,13 +213,13 @@ def test_default_chooses_its_crosses_where_none_is_named(config: Path, tmp_path:
     store.write(
         Backtest(settings, read_arrivals(settings, [tmp_path], RowCounts())).slides(), settings, "", lambda _: None
     )
-    budget, plan = crosses_budget(settings), new_plan(settings)
-    chosen = choose("default+gate", plan, store, tunes=False, crosses=budget, say=lambda _: None)
+    plan = new_plan(settings)
+    chosen = choose("default+gate", plan, store, tunes=False, budget=settings.priors, say=lambda _: None)
     assert chosen == {"crosses": [{"name": "user_x_ad", "of": ["user", "ad"]}]}
     crossed = with_choices(plan, chosen)
     assert [field.name for field in crossed.fields] == ["user", "ad", "user_x_ad"]
     for name, there in (("default", crossed), ("finetune", plan), ("prior-only", plan)):
-        assert choose(name, there, store, tunes=False, crosses=budget, say=lambda _: None) == {}
+        assert choose(name, there, store, tunes=False, budget=settings.priors, say=lambda _: None) == {}
 
 
 def test_tune_prints_lines_that_the_configuration_takes(config: Path) -> None:
