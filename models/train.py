@@ -147,16 +147,28 @@ def _step(  # noqa: PLR0917  # one batch: what it moves, what it is learnt from,
 
     Every part sees what the others predicted before they moved.
     """
-    touched, place = torch.unique(inputs.rows, return_inverse=True)  # (U,), (B, S)
-    rows = state["embedding.rows"][touched].requires_grad_()  # (U, D)
-    base = base_logits(state["base.weight"], inputs.dense)
-    logits = network(functional.embedding(place, rows), inputs.share, inputs.dense, base)
+    dense = inputs.dense.to(torch.float64)  # once: both logistic regressions compute in doubles
+    embedded = functional.embedding(inputs.rows, state["embedding.rows"]).requires_grad_()  # (B, S, D)
+    logits = network(embedded, inputs.share, inputs.dense, base_logits(state["base.weight"], dense))
     loss = objective_loss(objective, logits, targets)
-    of_rows, *of_weights = torch.autograd.grad(loss, [rows, *network.parameters()])
-    for name, read in (("base", inputs.dense), ("calibration", calibration_inputs(logits.detach()))):
+    of_embedded, *of_weights = torch.autograd.grad(loss, [embedded, *network.parameters()])
+    for name, read in (("base", dense), ("calibration", calibration_inputs(logits.detach()))):
         newton_step(state[f"{name}.weight"], state[f"{name}.curvature"], read, targets.clicks, targets.corrects)
+    touched, of_rows = _sum_by_row(inputs.rows, of_embedded)
     _adagrad_step(state, touched, of_rows, embedding_learning_rate)
     return torch.cat([gradient.flatten() for gradient in of_weights])
+
+
+def _sum_by_row(rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the embedding rows that a batch (B, S) touched, ascending, (U,), and the sums of their gradients, (U, D).
+
+    Sums run in the order of the batch, so their bits do not depend on how the work is spread.
+    """
+    ordered, source = torch.sort(rows.flatten(), stable=True)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
+    first = is_first.nonzero()[:, 0]
+    return ordered[first], functional.embedding_bag(source, gradient.flatten(0, 1), first, mode="sum")
 
 
 def _flatten(network: Network) -> Tensor:
@@ -196,6 +208,8 @@ def _adagrad_step(state: Tensors, touched: Tensor, gradient: Tensor, learning_ra
 
     Source: Duchi, Hazan, Singer 2011, with one accumulator per row as is usual for embedding tables.
     """
-    squares = state["embedding.squares"][touched] + gradient.square().mean(dim=1, keepdim=True)
-    state["embedding.squares"][touched] = squares
-    state["embedding.rows"][touched] -= learning_rate * gradient / (squares.sqrt() + ADAGRAD_EPSILON)
+    rows, squares = state["embedding.rows"], state["embedding.squares"]
+    seen = squares[touched] + gradient.square().mean(dim=1, keepdim=True)  # (U, 1)
+    squares.index_copy_(0, touched, seen)
+    step = learning_rate / (seen.sqrt() + ADAGRAD_EPSILON)
+    rows.index_copy_(0, touched, functional.embedding(touched, rows) - step * gradient)

@@ -31,8 +31,9 @@ class Dcn(Network):
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
         self.head = nn.Linear(self.width + widths[-1], 1)
 
-    def interact(self, x: Tensor) -> Tensor:
-        """Return what is added to the logit, (B,), from x, (B, X)."""
+    def interact(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return what is added to the logit, (B,), from parts, (B, X) in all."""
+        x = torch.cat([*parts], dim=1)
         crossed, deep = x, x
         for layer in self.crosses:
             crossed = x * layer(crossed) + crossed

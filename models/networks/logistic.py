@@ -45,7 +45,7 @@ def calibration_inputs(logits: Tensor) -> Tensor:
 
 
 def base_logits(weight: Tensor, dense: Tensor) -> Tensor:
-    """Return the logits of the base, (B,), float32."""
+    """Return the logits of the base, (B,), float32, from dense inputs of either precision."""
     return (dense.to(torch.float64) @ weight).to(torch.float32)
 
 

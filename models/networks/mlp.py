@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.networks.network import Network, Way
+from models.networks.network import Network, Way, linear_of_parts
 
 
 class Mlp(Network):
@@ -26,8 +26,9 @@ class Mlp(Network):
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], 1)
 
-    def interact(self, x: Tensor) -> Tensor:
-        """Return what is added to the logit, (B,), from x, (B, X)."""
+    def interact(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return what is added to the logit, (B,), from parts, (B, X) in all."""
         for layer in self.layers:
-            x = torch.relu(layer(x))
-        return self.head(x)[:, 0]  # type: ignore[no-any-return]  # torch's modules answer Any
+            assert isinstance(layer, nn.Linear)
+            parts = [torch.relu(linear_of_parts(layer, parts))]
+        return linear_of_parts(self.head, parts)[:, 0]

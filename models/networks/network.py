@@ -12,6 +12,7 @@ Shape legend: `B` batch, `S` slots, `F` fields, `D` width of an embedding, `P` d
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -41,21 +42,20 @@ class Network(nn.Module, ABC):
             ways: How the feature prior gets in.
         """
         super().__init__()
-        n_fields = max(slot_field) + 1
-        pooling = nn.functional.one_hot(torch.tensor(slot_field, dtype=torch.int64), n_fields).to(torch.float32)
-        self.register_buffer("pooling", pooling, persistent=False)  # (S, F)
+        widths = [len(list(slots)) for _, slots in itertools.groupby(slot_field)]
+        self._pieces = _pieces(widths)
         self.is_dense, self.is_wide = "dense" in ways, "wide" in ways
         n_dense = dense_width - LEVEL_INPUTS
-        self.width = n_fields * dim + (n_dense if self.is_dense else 0)  # X
+        self.width = len(widths) * dim + (n_dense if self.is_dense else 0)  # X
         if self.is_wide:
             self.direct = nn.Linear(n_dense, 1, bias=False)
 
     @abstractmethod
-    def interact(self, x: Tensor) -> Tensor:
+    def interact(self, parts: Sequence[Tensor]) -> Tensor:
         """Return what the architecture adds to the logit, (B,); 0 before it has learnt anything.
 
         Args:
-            x: (B, X).
+            parts: What is interacted, side by side: (B, X) in all.
         """
 
     def forward(self, embedded: Tensor, share: Tensor, dense: Tensor, base: Tensor) -> Tensor:
@@ -67,12 +67,23 @@ class Network(nn.Module, ABC):
             dense: (B, P).
             base: Logits of the base, (B,).
         """
-        pooled = torch.einsum("bsd,sf->bfd", embedded * share[:, :, None], self.pooling).flatten(1)  # (B, F * D)
+        weighted = embedded * share[:, :, None]
+        pooled = self._pool(weighted)  # (B, F * D)
         level, dense = dense[:, ROOT_INPUT], dense[:, LEVEL_INPUTS:]
-        logits = self.interact(torch.cat([pooled, dense], dim=1) if self.is_dense else pooled)
+        logits = self.interact([pooled, dense] if self.is_dense else [pooled])
         if self.is_wide:
             level = BASE_SHARE * base + (1.0 - BASE_SHARE) * level + self.direct(dense)[:, 0]
         return level + logits
+
+    def _pool(self, weighted: Tensor) -> Tensor:
+        if len(self._pieces) == 1 and self._pieces[0][0] == 1:
+            return weighted.flatten(1)  # as it lies there
+        parts = weighted.split([width * fields for width, fields in self._pieces], dim=1)
+        sums = (
+            part.flatten(1) if width == 1 else part.sum(dim=1)
+            for part, (width, _) in zip(parts, self._pieces, strict=True)
+        )
+        return torch.cat([*sums], dim=1)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the hidden layers at random and the rest so that the prediction is the overall rate."""
@@ -86,3 +97,24 @@ class Network(nn.Module, ABC):
                 assert isinstance(owner, nn.Linear)
                 bound = 1.0 / math.sqrt(owner.in_features)  # as torch's own default
                 parameter.uniform_(-bound, bound, generator=generator)
+
+
+def linear_of_parts(layer: nn.Linear, parts: Sequence[Tensor]) -> Tensor:
+    """Return what a layer makes of inputs that lie side by side, (B, its width).
+
+    They are never put together: no copy, and no gradient for a part that wants none.
+    """
+    weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
+    out: Tensor = layer.bias
+    for part, weight in zip(parts, weights, strict=True):
+        out = torch.addmm(out, part, weight.T)
+    return out
+
+
+def _pieces(widths: Sequence[int]) -> list[tuple[int, int]]:
+    """Return what is pooled at once, as (slots of a field, fields): neighbours of one slot each, or one field alone."""
+    pieces: list[tuple[int, int]] = []
+    for width, fields in itertools.groupby(widths):
+        n_fields = len(list(fields))
+        pieces += [(1, n_fields)] if width == 1 else [(width, 1)] * n_fields
+    return pieces

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -14,8 +16,8 @@ def test_each_architecture_passes_what_training_and_serving_rely_on(name: str) -
 
 def test_a_network_that_does_not_start_as_the_overall_rate_is_found() -> None:
     class Shaky(Mlp):
-        def interact(self, x: torch.Tensor) -> torch.Tensor:
-            return super().interact(x) + x.mean(dim=1)
+        def interact(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+            return super().interact(parts) + parts[0].mean(dim=1)
 
     with pytest.raises(AssertionError):
         check_network(lambda slots, dim, dense, ways: Shaky(slots, dim, dense, ways, (8,)))
