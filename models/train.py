@@ -116,50 +116,68 @@ def train(
         seed: Seed of the order of rows, together with the slide.
         slide: Number of the slide.
     """
-    device = targets.clicks.device
-    state = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
-    weights = _flatten(network)
-    average = weights.clone()
-    _resume_adam(state, weights)
-    network.train()
+    learning = Pass(
+        tensors,
+        network,
+        objective=objective,
+        learning_rate=learning_rate,
+        embedding_learning_rate=embedding_learning_rate,
+    )
     for batch in minibatches(len(inputs), batch_rows, seed=seed, slide=slide):
-        which = torch.from_numpy(batch).to(device)
-        gradient = _step(state, network, inputs.take(which), targets.take(which), objective, embedding_learning_rate)
-        _adam_step(state, weights, gradient, learning_rate)
-        share = max(1.0 - 0.5 ** (len(batch) / AVERAGE_ROWS), 1.0 / float(state["adam.steps"]))
-        average.lerp_(weights, share)
-    network.eval()
-    state["adam.weights"] = weights.clone()
-    weights.copy_(average)
-    state |= {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+        which = torch.from_numpy(batch).to(targets.clicks.device)
+        learning.learn(inputs.take(which), targets.take(which))
+    return learning.finish()
 
 
-def _step(  # noqa: PLR0917  # one batch: what it moves, what it is learnt from, and how
-    state: Tensors,
-    network: Network,
-    inputs: Inputs,
-    targets: Targets,
-    objective: Objective,
-    embedding_learning_rate: float,
-) -> Tensor:
-    """Move base, calibration and embedding by one batch and return the gradient of the network's weights, flat.
+class Pass:
+    """A pass under way, batch by batch: weights and optimisers, on the device of the network."""
 
-    Every part sees what the others predicted before they moved.
-    """
-    dense = inputs.dense.to(torch.float64)  # once: both logistic regressions compute in doubles
-    embedded = functional.embedding(inputs.rows, state["embedding.rows"]).requires_grad_()  # (B, S, D)
-    logits = network(embedded, inputs.share, inputs.dense, base_logits(state["base.weight"], dense))
-    loss = objective_loss(objective, logits, targets)
-    of_embedded, *of_weights = torch.autograd.grad(loss, [embedded, *network.parameters()])
-    for name, read in (("base", dense), ("calibration", calibration_inputs(logits.detach()))):
-        newton_step(state[f"{name}.weight"], state[f"{name}.curvature"], read, targets.clicks, targets.corrects)
-    touched, of_rows = _sum_by_row(inputs.rows, of_embedded)
-    _adagrad_step(state, touched, of_rows, embedding_learning_rate)
-    return torch.cat([gradient.flatten() for gradient in of_weights])
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        network: Network,
+        *,
+        objective: Objective,
+        learning_rate: float,
+        embedding_learning_rate: float,
+    ) -> None:
+        """Begin with copies of the tensors; the arguments are those of `train`."""
+        self._objective = objective
+        self._learning_rate = learning_rate
+        self._embedding_learning_rate = embedding_learning_rate
+        self._network = network.train()
+        self._weights = _flatten(network)
+        self._average = self._weights.clone()
+        self._state = {name: tensor.to(self._weights.device, copy=True) for name, tensor in tensors.items()}
+        _resume_adam(self._state, self._weights)
+
+    def learn(self, inputs: Inputs, targets: Targets) -> None:
+        """Move everything by one batch; every part sees what the others predicted before they moved."""
+        state, network = self._state, self._network
+        dense = inputs.dense.to(torch.float64)  # once: both logistic regressions compute in doubles
+        embedded = functional.embedding(inputs.rows, state["embedding.rows"]).requires_grad_()  # (B, S, D)
+        logits = network(embedded, inputs.share, inputs.dense, base_logits(state["base.weight"], dense))
+        loss = objective_loss(self._objective, logits, targets)
+        of_embedded, *of_weights = torch.autograd.grad(loss, [embedded, *network.parameters()])
+        for name, read in (("base", dense), ("calibration", calibration_inputs(logits.detach()))):
+            newton_step(state[f"{name}.weight"], state[f"{name}.curvature"], read, targets.clicks, targets.corrects)
+        touched, of_rows = sum_by_row(inputs.rows, of_embedded)
+        adagrad_step(state, touched, of_rows, self._embedding_learning_rate)
+        gradient = torch.cat([gradient.flatten() for gradient in of_weights])
+        _adam_step(state, self._weights, gradient, self._learning_rate)
+        share = max(1.0 - 0.5 ** (len(inputs) / AVERAGE_ROWS), 1.0 / float(state["adam.steps"]))
+        self._average.lerp_(self._weights, share)
+
+    def finish(self) -> Tensors:
+        """Return the tensors, on the CPU; the pass is over."""
+        self._network.eval()
+        moved = {**self._state, "adam.weights": self._weights.clone()}
+        self._weights.copy_(self._average)
+        moved |= {f"network.{name}": tensor.clone() for name, tensor in self._network.state_dict().items()}
+        return {name: tensor.detach().to("cpu") for name, tensor in moved.items()}
 
 
-def _sum_by_row(rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def sum_by_row(rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Return the embedding rows that a batch (B, S) touched, ascending, (U,), and the sums of their gradients, (U, D).
 
     Sums run in the order of the batch, so their bits do not depend on how the work is spread.
@@ -203,7 +221,7 @@ def _adam_step(state: Tensors, weights: Tensor, gradient: Tensor, learning_rate:
     weights.addcdiv_(mean, deviation, value=-learning_rate / (1.0 - fast ** float(steps)))
 
 
-def _adagrad_step(state: Tensors, touched: Tensor, gradient: Tensor, learning_rate: float) -> None:
+def adagrad_step(state: Tensors, touched: Tensor, gradient: Tensor, learning_rate: float) -> None:
     """Move the touched embedding rows.
 
     Source: Duchi, Hazan, Singer 2011, with one accumulator per row as is usual for embedding tables.

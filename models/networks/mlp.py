@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from models.networks.network import Network, Way, linear_of_parts
@@ -30,5 +29,5 @@ class Mlp(Network):
         """Return what is added to the logit, (B,), from parts, (B, X) in all."""
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
-            parts = [torch.relu(linear_of_parts(layer, parts))]
+            parts = [linear_of_parts(layer, parts).relu_()]
         return linear_of_parts(self.head, parts)[:, 0]

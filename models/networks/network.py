@@ -20,6 +20,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from features.posteriors import LEVEL_INPUTS, ROOT_INPUT
 
@@ -104,10 +105,10 @@ def linear_of_parts(layer: nn.Linear, parts: Sequence[Tensor]) -> Tensor:
 
     They are never put together: no copy, and no gradient for a part that wants none.
     """
-    weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
-    out: Tensor = layer.bias
-    for part, weight in zip(parts, weights, strict=True):
-        out = torch.addmm(out, part, weight.T)
+    first, *others = zip(parts, layer.weight.split([part.shape[1] for part in parts], dim=1), strict=True)
+    out = functional.linear(*first, layer.bias)
+    for part, weight in others:
+        out.addmm_(part, weight.T)
     return out
 
 
