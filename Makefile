@@ -82,7 +82,7 @@ $(INSTALLED): requirements.lock pyproject.toml infra/kafka.lock
 		|| echo "The broker could not be prepared now; its first start tries again."
 	@touch $@
 
-# What the ledger is measured against, apart from the rest: it wants other versions of what we use.
+# What bench/ measures against, apart from the rest: it wants other versions of what we use.
 $(BENCH_INSTALLED): requirements-bench.lock | install
 	@$(PYTHON) -m venv $(BENCH_VENV)
 	@VIRTUAL_ENV=$(BENCH_VENV) $(BIN)/uv pip sync --require-hashes requirements-bench.lock \

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.report import write_report
 
-NAMES = ("broker", "stages", "ledger", "ledger_state", "bridge", "priors", "freshness", "loop")
+NAMES = ("broker", "stages", "ledger", "ledger_state", "bridge", "priors", "training", "vocabulary", "freshness", "loop")
 
 
 def main() -> None:

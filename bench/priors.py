@@ -48,7 +48,10 @@ def make_blocks(settings: Settings, bases: list[Path], limit: int | None) -> lis
 
 def count_live(settings: Settings, blocks: list[bytes]) -> int:
     """Count blocks as the worker does; return how many values were published."""
-    priors = LivePriors(settings.fields, settings.priors.half_lives_s, evidence_min=settings.priors.evidence_min)
+    memory = settings.priors
+    priors = LivePriors(
+        settings.fields, memory.half_lives_s, evidence_min=memory.evidence_min, counts_max=memory.counts_max
+    )
     published = 0
     for index, value in enumerate(blocks):
         priors.count(decode_block(value)[1])

@@ -77,6 +77,7 @@ class LivePriors:
         half_lives_s: Sequence[float],
         *,
         evidence_min: float,
+        counts_max: int,
         shard: int = 0,
         n_shards: int = 1,
     ) -> None:
@@ -86,6 +87,7 @@ class LivePriors:
             fields: Of the deployment.
             half_lives_s: Memories kept side by side.
             evidence_min: Values whose impressions in the longest memory fall below this are forgotten.
+            counts_max: If there are more values than this, those with the least are.
             shard: Which of the shards this is, from 0 on.
             n_shards: Among how many the fields are shared out.
         """
@@ -99,7 +101,7 @@ class LivePriors:
         encoded_slots = place[slot_fields(self._encoded)]
         self._slots = np.flatnonzero(self._is_own[encoded_slots])
         self._slot_field = encoded_slots[self._slots]
-        self._evidence_min = evidence_min
+        self._evidence_min, self._counts_max = evidence_min, counts_max
         self._changed: list[Keys] = []
         self._uncounted: list[SettledRows] = []
         self._table = PriorTable.empty(half_lives_s, len(fields))
@@ -142,7 +144,14 @@ class LivePriors:
         rows = in_order(self._uncounted)
         self._uncounted, self._changed = [], [np.unique(np.concatenate(self._changed))]
         to_s = max(self._table.as_of_s, float(rows.settled_s[-1]))
-        self._table = advance(self._table, rows, to_s, slot_field=self._slot_field, evidence_min=self._evidence_min)
+        self._table = advance(
+            self._table,
+            rows,
+            to_s,
+            slot_field=self._slot_field,
+            evidence_min=self._evidence_min,
+            counts_max=self._counts_max,
+        )
 
     def republish(self) -> None:
         """Let every value count as changed: so that a reader of what is published from now on knows them all."""

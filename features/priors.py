@@ -178,6 +178,7 @@ def advance(
     *,
     slot_field: npt.NDArray[np.int16],
     evidence_min: float = 0.0,
+    counts_max: int | None = None,
 ) -> PriorTable:
     """Return the table with settled rows added, at to_s (or at its own moment, if that is later).
 
@@ -187,6 +188,7 @@ def advance(
         to_s: The new moment.
         slot_field: Which field each slot belongs to, (S,).
         evidence_min: Values whose impressions in the longest memory fall below this are forgotten.
+        counts_max: If there are more values than this, those with the least evidence are forgotten; None: no limit.
     """
     table = _decayed(table, to_s)
     if len(rows.settled_s) and rows.settled_s[-1] > table.as_of_s:
@@ -199,7 +201,10 @@ def advance(
     n, c = weight * rows.impression[:, None], weight * rows.click[:, None]  # (M, H) each
     table = _put(table, values, field, *(_sum_by(code, w[row], len(values)) for w in (n, c)), add=True)
     table = dataclasses.replace(table, root_n=table.root_n + n.sum(axis=0), root_c=table.root_c + c.sum(axis=0))
-    return forget(table, evidence_min) if evidence_min > 0.0 else table
+    table = forget(table, evidence_min) if evidence_min > 0.0 else table
+    if counts_max is None or len(table.keys) <= counts_max:
+        return table
+    return select(table, strongest(table.evidence, counts_max))
 
 
 def forget(table: PriorTable, evidence_min: float) -> PriorTable:
@@ -212,6 +217,16 @@ def select(table: PriorTable, wanted: npt.NDArray[np.bool_]) -> PriorTable:
     return dataclasses.replace(
         table, keys=table.keys[wanted], field=table.field[wanted], n=table.n[wanted], c=table.c[wanted]
     )
+
+
+def strongest(evidence: Floats, limit: int) -> npt.NDArray[np.bool_]:
+    """Return which values have the most evidence, at most `limit` of them; of equals the first ones."""
+    if len(evidence) <= limit:
+        return np.ones(len(evidence), bool)
+    bound = np.partition(evidence, -limit)[-limit]
+    kept: npt.NDArray[np.bool_] = evidence > bound
+    kept[np.flatnonzero(evidence == bound)[: limit - np.count_nonzero(kept)]] = True
+    return kept
 
 
 def set_counts(  # noqa: PLR0917  # the columns of one update, in their order

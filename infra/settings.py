@@ -126,6 +126,8 @@ class PriorSettings(_Section, frozen=True):
         half_lives_s: Memories kept side by side, in seconds of event time.
         levels: Fields from fine to coarse: each backs off to the next, the last to the overall rate.
         evidence_min: A value whose impressions (longest memory) have decayed below this is forgotten.
+        counts_max: How many values are counted, of all fields together (per shard, of the live ones): beyond that,
+            those with the least evidence are forgotten. About 60 bytes each, three times that while they change.
         publish_s: How often (append time) the live counts are published.
         crosses_max: How many crosses the warm-up may choose, where none is named.
         cells_max: How many distinct values they may have among them.
@@ -134,6 +136,7 @@ class PriorSettings(_Section, frozen=True):
     half_lives_s: tuple[float, ...] = (3600.0, 86400.0, 2592000.0)
     levels: tuple[str, ...] = ()
     evidence_min: float = 0.1
+    counts_max: int = 10_000_000
     publish_s: float = 1.0
     crosses_max: int = 6
     cells_max: int = 2_000_000
@@ -147,6 +150,7 @@ class ModelSettings(_Section, frozen=True):
         dim: Width of an embedding row.
         admit_min: Impressions (longest memory) from which on a value has an embedding row.
         forget_min: Impressions below which it loses it; lower than `admit_min`.
+        rows_max: How many values may have one: beyond that, those with the least evidence have none.
     """
 
     network: str = "mlp"
@@ -155,6 +159,7 @@ class ModelSettings(_Section, frozen=True):
     hidden: tuple[int, ...] = (64, 32)
     admit_min: float = 2.0
     forget_min: float = 0.5
+    rows_max: int = 5_000_000
 
 
 class UpdateSettings(_Section, frozen=True):
@@ -684,8 +689,8 @@ _POSITIVE = {  # numbers that must be > 0
         "candidates_max",
         "token_ttl_s",
     ),
-    "priors": ("publish_s",),
-    "model": ("dim",),
+    "priors": ("publish_s", "counts_max"),
+    "model": ("dim", "rows_max"),
     "update": ("batch_rows", "threads", "learning_rate", "embedding_learning_rate", "n0", "confidence_margin"),
     "gate": ("alpha", "buckets", "evidence_clip", "harm_max"),
     "serve": ("candidates_max", "events_max", "body_bytes_max", "top"),

@@ -69,9 +69,11 @@ class Plan:
     hidden: tuple[int, ...]
     admit_min: float
     forget_min: float
+    rows_max: int
     half_lives_s: tuple[float, ...]
     levels: tuple[str, ...]
     evidence_min: float
+    counts_max: int
     prior: FeaturePrior
     ways: tuple[Way, ...]
     objective: Objective
@@ -393,7 +395,9 @@ class Learner:
             slide=after.slide,
         )
         priors = estimate_strength(after.priors)
-        vocabulary, source = revise(after.vocabulary, priors, admit_min=plan.admit_min, forget_min=plan.forget_min)
+        vocabulary, source = revise(
+            after.vocabulary, priors, admit_min=plan.admit_min, forget_min=plan.forget_min, rows_max=plan.rows_max
+        )
         initial = deviations(priors, vocabulary.keys) if "initial" in plan.ways else None
         return dataclasses.replace(
             after,
@@ -442,6 +446,7 @@ def count_slide(before: Snapshot, slide: Slide, settled: SettledRows, plan: Plan
         moment_s,
         slot_field=slot_fields(plan.fields),
         evidence_min=plan.evidence_min,
+        counts_max=plan.counts_max,
     )
     recent = settled.between(moment_s, math.inf)
     origin = origin_s(before, slide)

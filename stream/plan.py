@@ -42,9 +42,11 @@ def new_plan(settings: Settings) -> Plan:
         hidden=model.hidden,
         admit_min=model.admit_min,
         forget_min=model.forget_min,
+        rows_max=model.rows_max,
         half_lives_s=settings.priors.half_lives_s,
         levels=settings.priors.levels,
         evidence_min=settings.priors.evidence_min,
+        counts_max=settings.priors.counts_max,
         prior="live",
         ways=("dense", "wide"),
         objective=Objective(

@@ -87,6 +87,7 @@ class PriorService(mode.Service):
             settings.fields,
             settings.priors.half_lives_s,
             evidence_min=settings.priors.evidence_min,
+            counts_max=settings.priors.counts_max,
             shard=shard[0],
             n_shards=shard[1],
         )

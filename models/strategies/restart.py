@@ -105,7 +105,9 @@ class Restart:
         """Return a snapshot, whose counts are made, with a network that has learnt what is kept and nothing else."""
         plan = self._plan
         empty = Vocabulary.empty()
-        vocabulary, source = revise(empty, counted.priors, admit_min=plan.admit_min, forget_min=plan.forget_min)
+        vocabulary, source = revise(
+            empty, counted.priors, admit_min=plan.admit_min, forget_min=plan.forget_min, rows_max=plan.rows_max
+        )
         tensors = move_rows(self._initial.tensors, source, vocabulary.keys, plan.seed)
         for part in self._parts:
             tensors = self._train(tensors, part, vocabulary)

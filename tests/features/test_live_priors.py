@@ -20,8 +20,10 @@ BLOCKS = [FRAME[first : first + 40] for first in range(0, len(FRAME), 40)]
 EMPTY = PublishedCounts.empty(HALF_LIVES_S, len(FIELDS))
 
 
-def live(shard: int = 0, n_shards: int = 1, evidence_min: float = 0.0) -> LivePriors:
-    return LivePriors(FIELDS, HALF_LIVES_S, evidence_min=evidence_min, shard=shard, n_shards=n_shards)
+def live(shard: int = 0, n_shards: int = 1, evidence_min: float = 0.0, counts_max: int = 1_000_000) -> LivePriors:
+    return LivePriors(
+        FIELDS, HALF_LIVES_S, evidence_min=evidence_min, counts_max=counts_max, shard=shard, n_shards=n_shards
+    )
 
 
 def counted(frame: pl.DataFrame) -> PriorTable:
@@ -182,6 +184,13 @@ def test_values_that_were_forgotten_before_they_were_published_are_left_out() ->
     priors.count(later)
     (update,) = priors.changes(1000)
     assert set(update.keys.tolist()) == set(encode(later, FIELDS).ravel().tolist()) - {0}
+
+
+def test_no_more_values_are_counted_than_allowed() -> None:
+    priors = live(counts_max=7)
+    for first in range(0, len(FRAME), 50):
+        priors.count(FRAME[first : first + 50])
+        assert len(priors.table.keys) == 7
 
 
 def test_fields_are_shared_out_by_their_slots_and_a_cross_goes_with_its_first_part() -> None:

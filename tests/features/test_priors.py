@@ -145,3 +145,13 @@ def test_rows_between_two_moments_exclude_the_first_and_include_the_last() -> No
     rows = impressions(np.arange(4, dtype=np.uint64)[:, None], np.array([1.0, 2.0, 2.0, 3.0]), np.zeros(4))
     assert rows.between(1.0, 2.0).keys[:, 0].tolist() == [1, 2]
     assert rows.between(-np.inf, 1.0).followed_by(rows.between(1.0, np.inf)).keys.tolist() == rows.keys.tolist()
+
+
+def test_where_there_are_too_many_values_those_with_the_least_evidence_are_forgotten() -> None:
+    rng = np.random.default_rng(0)
+    rows = impressions(rng.integers(1, 50, (200, 3)).astype(np.uint64), np.sort(rng.random(200)), np.ones(200))
+    everything = advance(EMPTY, rows, 1.0, slot_field=SLOT_FIELD)
+    table = advance(EMPTY, rows, 1.0, slot_field=SLOT_FIELD, counts_max=10)
+    order = np.argsort(-everything.evidence, kind="stable")
+    assert table.keys.tolist() == sorted(everything.keys[order[:10]].tolist())
+    assert table.root_n.tolist() == everything.root_n.tolist()

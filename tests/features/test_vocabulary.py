@@ -17,8 +17,8 @@ def table_of(evidence: dict[int, float]) -> PriorTable:
     return dataclasses.replace(empty, keys=keys, field=np.zeros(len(keys), np.int16), n=n, c=n / 2)
 
 
-def revised(vocabulary: Vocabulary, evidence: dict[int, float]) -> tuple[Vocabulary, list[int]]:
-    vocabulary, source = revise(vocabulary, table_of(evidence), admit_min=2.0, forget_min=0.5)
+def revised(vocabulary: Vocabulary, evidence: dict[int, float], rows_max: int = 1000) -> tuple[Vocabulary, list[int]]:
+    vocabulary, source = revise(vocabulary, table_of(evidence), admit_min=2.0, forget_min=0.5, rows_max=rows_max)
     return vocabulary, source.tolist()
 
 
@@ -51,3 +51,12 @@ def test_unknown_and_absent_values_share_row_zero() -> None:
     vocabulary, _ = revised(Vocabulary.empty(), {5: 3.0, 9: 3.0})
     assert vocabulary.rows(np.array([[0, 5], [9, 6]], np.uint64)).tolist() == [[0, 1], [2, 0]]
     assert Vocabulary.empty().rows(np.array([5], np.uint64)).tolist() == [0]
+
+
+@given(EVIDENCE, st.integers(1, 10))
+def test_where_too_many_values_want_a_row_those_with_the_most_evidence_have_one(
+    evidence: dict[int, float], rows_max: int
+) -> None:
+    vocabulary, _ = revised(Vocabulary.empty(), evidence, rows_max)
+    wanting = sorted((key for key, n in evidence.items() if n >= 2.0), key=lambda key: (-evidence[key], key))
+    assert vocabulary.keys.tolist() == sorted(wanting[:rows_max])

@@ -260,6 +260,15 @@ def test_counts_are_forgotten_with_their_evidence() -> None:
     assert len(learner.latest.priors.keys) == 4 < counted
 
 
+def test_values_and_counts_stay_within_their_limits() -> None:
+    learner = Learner(plan(rows_max=20, counts_max=30))
+    for index in range(1, 5):
+        report = learner.learn(slide(index))
+        assert report.values <= 20
+        assert len(learner.latest.base.keys) <= 30
+    assert (report.values, len(learner.latest.base.keys)) == (20, 30)
+
+
 @pytest.mark.parametrize("click", [0, 1])
 def test_a_slide_of_one_class_is_learnt_without_a_decision(click: int) -> None:
     learner = Learner(plan())

@@ -25,7 +25,7 @@ class Setup:
     def __init__(self, fields: tuple[Field, ...] = FIELDS, **store: Any) -> None:
         self.settings = deployment(fields, **store)
         self.metrics = PriorMetrics(CollectorRegistry())
-        self.priors = LivePriors(fields, self.settings.priors.half_lives_s, evidence_min=0.0)
+        self.priors = LivePriors(fields, self.settings.priors.half_lives_s, evidence_min=0.0, counts_max=1000)
         self.shelf = UserShelf()
         self.users = UserPush(self.settings, FIELDS[0], self.priors, self.metrics, self.shelf)
 
@@ -137,9 +137,11 @@ async def test_what_waits_at_the_end_is_pushed() -> None:
 def test_only_the_shard_that_counts_users_pushes_them() -> None:
     settings, metrics = deployment(), PriorMetrics(CollectorRegistry())
     pushers = [
-        open_user_push(settings, LivePriors(FIELDS, (60.0,), evidence_min=0.0, shard=shard, n_shards=2), metrics)
+        open_user_push(
+            settings, LivePriors(FIELDS, (60.0,), evidence_min=0.0, counts_max=1000, shard=shard, n_shards=2), metrics
+        )
         for shard in range(2)
     ]
     assert [isinstance(pusher, UserPush) for pusher in pushers].count(True) == 1
-    priors = LivePriors(FIELDS, (60.0,), evidence_min=0.0)
+    priors = LivePriors(FIELDS, (60.0,), evidence_min=0.0, counts_max=1000)
     assert open_user_push(deployment(kind="none"), priors, metrics) is None
