@@ -3,7 +3,8 @@
 Owns which rows count as examples, whose they are, and the law that a label comes later than the row. Must not know
 networks.
 
-Invariants: an example sees the counts as of its request, so neither its own label nor that of a row beside it; a row
+Invariants: an example sees the counts as of its request, so neither its own label nor that of a row beside it; no
+counts of values are made for a model that sees none, nor evidence until somebody asks for it; a row
 whose moment is too old for exact counts is no example (it still counts once it has settled); a row that corrects an
 impression is no example either: it is learnt as what it is, and never scored.
 
@@ -12,17 +13,18 @@ Shape legend: `N` examples, `S` slots.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from features.encode import Keys, encode, hash_strings, mix
 from features.fields import Field, id_field, slot_counts
 from features.point_in_time import point_in_time
-from features.priors import CORRECTION, Counts, Floats, Ints, SettledRows, lookup
+from features.priors import CORRECTION, Counts, Floats, Ints, SettledRows, lookup, one_memory
 from models.gate import slice_items
 from models.snapshot import Snapshot
 from models.window import Slide
@@ -49,15 +51,13 @@ class Examples:
         settled: All rows that settled since the counts' moment: those too old to be examples and corrections included.
         frame: Their rows of the slide.
         keys: (N, S).
-        counts: What had settled when each example was shown.
+        counts: What had settled when each example was shown; overall alone, without slots, for a model without prior.
         clicks: 0 or 1, (N,).
         shown_s: When each was shown: its request's first impression, (N,).
-        evidence: Impressions behind the least known value of each, longest memory, (N,).
-        item_evidence: Impressions behind its item, likewise, (N,).
         groups: Whose rows are compared with each other: requests when they have two rows on average, else users, (N,).
         buckets: The gate's bucket of each example's user, (N,).
-        slices: The gate's slice of each example's item, (N,).
         late: What corrects earlier slides' examples.
+        before: The snapshot that they were read for.
     """
 
     settled: SettledRows
@@ -66,12 +66,39 @@ class Examples:
     counts: Counts
     clicks: Floats
     shown_s: Floats
-    evidence: Floats
-    item_evidence: Floats
     groups: Ints
     buckets: Ints
-    slices: Ints
     late: LateRows
+    before: Snapshot
+
+    @cached_property
+    def evidence(self) -> Floats:
+        """Impressions behind the least known value of each, crosses left out, longest memory, (N,)."""
+        raw = [field for field in self.before.fields if field.side != "cross"]
+        known = np.where(self.keys[:, _slots(self.before.fields, raw)] != 0, self._impressions(raw), np.inf)
+        return np.asarray(known.min(axis=1, initial=np.inf))
+
+    @cached_property
+    def item_evidence(self) -> Floats:
+        """Impressions behind the item of each, longest memory, (N,)."""
+        item = id_field(self.before.fields, "item")
+        assert item is not None
+        return self._impressions([item])[:, 0]
+
+    @property
+    def slices(self) -> Ints:
+        """The gate's slice of each example's item, (N,)."""
+        return slice_items(self.item_evidence)
+
+    def _impressions(self, fields: Sequence[Field]) -> Floats:
+        """Return the impressions behind the values of some fields, longest memory, one column a slot."""
+        before, slots = self.before, _slots(self.before.fields, fields)
+        longest = int(np.argmax(before.base.half_lives_s))
+        if before.prior != "none":
+            return self.counts.n[:, slots, longest]
+        rows = dataclasses.replace(self.settled, keys=self.settled.keys[:, slots])
+        base = one_memory(before.base, longest)
+        return point_in_time(base, rows, self.keys[:, slots], self.shown_s, slot_counts(fields)).n[:, :, 0]
 
 
 def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
@@ -97,22 +124,17 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
         frame, keys, shown_s = frame.filter(pl.Series(fresh)), keys[fresh], shown_s[fresh]
     users = user_ids(frame, keys, before.fields)
     requests = frame["request_id"].n_unique()
-    counts = _counts(before, settled, keys, shown_s)
-    evidence = counts.n[:, :, int(np.argmax(before.base.half_lives_s))]  # (N, S)
-    item_evidence = evidence[:, _first_slot(before.fields, id_field(before.fields, "item"))]
     return Examples(
         settled=settled,
         frame=frame,
         keys=keys,
-        counts=counts,
+        counts=_counts(before, settled, keys, shown_s),
         clicks=frame["click"].to_numpy().astype(np.float64),
         shown_s=shown_s,
-        evidence=np.where(keys != 0, evidence, np.inf)[:, _raw_slots(before.fields)].min(axis=1, initial=np.inf),
-        item_evidence=item_evidence,
         groups=(users if len(frame) < 2 * requests else hash_strings(frame["request_id"])).view(np.int64),
         buckets=(mix(users) % np.uint64(n_buckets)).astype(np.int64),
-        slices=slice_items(item_evidence),
         late=late,
+        before=before,
     )
 
 
@@ -120,6 +142,9 @@ def _counts(before: Snapshot, settled: SettledRows, keys: Keys, shown_s: Floats)
     """Return the counts that rows shown at these moments see."""
     if before.prior == "frozen":
         return lookup(before.priors, keys, np.maximum(shown_s, before.end_s))
+    if before.prior == "none":
+        rows = dataclasses.replace(settled, keys=settled.keys[:, :0])
+        return point_in_time(before.base, rows, keys[:, :0], shown_s, ())
     return point_in_time(before.base, settled, keys, shown_s, slot_counts(before.fields))
 
 
@@ -128,17 +153,12 @@ def user_ids(frame: pl.DataFrame, keys: Keys, fields: Sequence[Field]) -> Keys:
     user = id_field(fields, "user")
     if user is None:
         return hash_strings(frame["request_id"])
-    return keys[:, _first_slot(fields, user)]
+    return keys[:, _slots(fields, [user])[0]]
 
 
-def _first_slot(fields: Sequence[Field], field: Field | None) -> int:
-    assert field is not None
-    return sum(slot_counts(fields)[: fields.index(field)])
-
-
-def _raw_slots(fields: Sequence[Field]) -> npt.NDArray[np.bool_]:
-    """Return which slots hold values of their own, (S,): all but those of crosses."""
-    return np.repeat([field.side != "cross" for field in fields], slot_counts(fields))
+def _slots(fields: Sequence[Field], wanted: Sequence[Field]) -> Ints:
+    """Return the slots of some of the fields, field by field."""
+    return np.flatnonzero(np.repeat([field in wanted for field in fields], slot_counts(fields)))
 
 
 def _check_delay(slide: Slide) -> None:

@@ -371,8 +371,10 @@ class Learner:
         clicks = torch.from_numpy(examples.clicks).to(self._device)
         if not self._plan.objective.needs_teacher:
             return Targets(clicks)
-        evidence = torch.from_numpy(np.nan_to_num(examples.evidence, posinf=0.0)).to(self._device, torch.float32)
-        return Targets(clicks, torch.from_numpy(teacher).to(self._device), self._plan.objective.trust(evidence))
+        objective = self._plan.objective
+        known = examples.evidence if objective.model_prior == "evidence" else np.zeros(len(examples.clicks))
+        evidence = torch.from_numpy(np.nan_to_num(known, posinf=0.0)).to(self._device, torch.float32)
+        return Targets(clicks, torch.from_numpy(teacher).to(self._device), objective.trust(evidence))
 
     def _train(self, start: Snapshot, after: Snapshot, inputs: Inputs, targets: Targets) -> Snapshot:
         """Return the snapshot after its network learnt the slide and its vocabulary followed the counts."""

@@ -1,8 +1,12 @@
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
 
 from features.fields import Field
+from features.posteriors import LEVEL_INPUTS
+from models.batch import make_inputs
 from models.examples import read_examples
 from models.update import initial_snapshot
 from models.window import Slide
@@ -94,3 +98,21 @@ def test_a_late_correction_is_no_example_but_later_rows_see_its_click() -> None:
     assert not examples.counts.root_c[before].any()
     assert (examples.counts.root_c[after] > 0.85).all()
     np.testing.assert_allclose(examples.counts.root_n[after, 1], 2.0, rtol=0.01)
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_model_without_prior_is_given_the_same_without_counting_values(is_resumed: bool) -> None:
+    """The overall rate, and evidence when it is asked for, are those of the live priors; counts of values are none."""
+    live = learnt()[0].latest if is_resumed else START
+    without = dataclasses.replace(live, prior="none")
+    one, other = (read_examples(slide(4), before, 16) for before in (live, without))
+    assert other.counts.n.shape[1] == other.late.counts.n.shape[1] == 0
+    np.testing.assert_array_equal(one.counts.root_c, other.counts.root_c)
+    dense = make_inputs(one.keys, one.counts, live, "cpu").dense
+    got = make_inputs(other.keys, other.counts, without, "cpu").dense
+    np.testing.assert_array_equal(got[:, :LEVEL_INPUTS], dense[:, :LEVEL_INPUTS])
+    assert got.shape == dense.shape
+    assert not got[:, LEVEL_INPUTS:].any()
+    assert one.evidence.max() > 40.0
+    np.testing.assert_array_equal(one.evidence, other.evidence)
+    np.testing.assert_array_equal(one.item_evidence, other.item_evidence)
