@@ -35,12 +35,16 @@ class LateRows:
     """Impressions that were learnt as not clicked and were clicked after all.
 
     Attributes:
+        frame: Their rows of the slide.
         keys: (L, S).
         counts: What had settled when each was shown: the same as when it was learnt.
+        shown_s: When that was, (L,).
     """
 
+    frame: pl.DataFrame
     keys: Keys
     counts: Counts
+    shown_s: Floats
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,8 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
     shown_s = frame.select(pl.col("time_s").min().over("request_id")).to_series().to_numpy()  # as of the request
     fresh = shown_s >= before.base.as_of_s
     is_late = fresh & (frame["kind"] == CORRECTION).to_numpy()
-    late_keys = keys[is_late]
-    late = LateRows(late_keys, _counts(before, settled, late_keys, shown_s[is_late]))
+    late_keys, late_s = keys[is_late], shown_s[is_late]
+    late = LateRows(frame.filter(pl.Series(is_late)), late_keys, _counts(before, settled, late_keys, late_s), late_s)
     fresh &= (frame["kind"] != CORRECTION).to_numpy()
     if not fresh.all():
         frame, keys, shown_s = frame.filter(pl.Series(fresh)), keys[fresh], shown_s[fresh]

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from features.encode import hash_strings
@@ -25,11 +24,8 @@ from infra.settings import Settings
 from models.comparison import Scored
 from models.examples import read_examples, user_ids
 from models.update import count_slide, initial_snapshot
-from models.window import Slide
+from models.window import IMPRESSION, Slide, impression_ids
 from stream.plan import new_plan
-
-SOURCE = ("source_partition", "source_offset")
-OFFSET_BITS = 48  # a partition of a log in memory is shorter, and there are fewer than 2 ** 15 partitions
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -123,10 +119,10 @@ class SlideStore:
                         "requests": hash_strings(examples.frame["request_id"]).view(np.int64),
                         "users": user_ids(examples.frame, examples.keys, plan.fields).view(np.int64),
                         "item_evidence": examples.item_evidence,
-                        "source": _sources(examples.frame),
+                        "source": impression_ids(examples.frame),
                     }
                 )
-            corrections.append(slide.frame.filter(pl.col("kind") == CORRECTION).select(SOURCE))
+            corrections.append(slide.frame.filter(pl.col("kind") == CORRECTION).select(IMPRESSION))
             cuts.append(cut)
             on_slide(slide)
         if not parts:
@@ -134,7 +130,7 @@ class SlideStore:
                 f"a log must go on after the warm-up to be compared on, got {len(cuts)} slides of warm-up alone;"
                 " make [window] warmup_s shorter"
             )
-        late = _sources(pl.concat(corrections))
+        late = impression_ids(pl.concat(corrections))
         tested = [cut for cut in cuts if not cut.is_warmup]
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         is_late = np.isin(columns.pop("source"), late)
@@ -156,12 +152,6 @@ def _cut(slides: Iterable[Slide], warmup_s: float) -> Iterator[tuple[Cut, Slide]
         if origin_s is None:
             origin_s = slide.first_s
         yield Cut(slide.index, slide.start_s, slide.end_s, slide.is_warmup(origin_s, warmup_s)), slide
-
-
-def _sources(frame: pl.DataFrame) -> npt.NDArray[np.int64]:
-    """Return a number that names each row's impression: a correction has that of what it corrects."""
-    partition, offset = (frame[name].to_numpy().astype(np.int64) for name in SOURCE)
-    return (partition << OFFSET_BITS) | offset
 
 
 def write_whole(path: Path, data: bytes) -> None:
