@@ -168,6 +168,8 @@ class UpdateSettings(_Section, frozen=True):
             The default is IncCTR's lambda = 0.15 (arXiv:2009.02147 uses 0.1 to 0.2).
         n0: Impressions behind a row at which it weighs one half, where a strategy goes by the evidence.
         confidence_share: Size of confidence ranking's gradient relative to the log loss's.
+        rows_max: How many rows of a slide are scored and learnt at most, for a trainer that cannot keep up; 0: all. Of
+            more, requests are kept by a hash, so the same ones in each run. All rows are counted in the priors.
         confidence_margin: Logits by which the new model may be ahead of the earlier one and still be pushed.
     """
 
@@ -179,6 +181,7 @@ class UpdateSettings(_Section, frozen=True):
     confidence_share: float = 0.03
     confidence_margin: float = 1.0
     batch_rows: int = 512
+    rows_max: int = 0
     threads: int = 1
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -698,7 +701,7 @@ _AT_LEAST_ZERO = {  # and >= 0
     "window": ("slide_s", "window_s", "warmup_s"),
     "priors": ("evidence_min", "crosses_max", "cells_max"),
     "model": ("admit_min", "forget_min"),
-    "update": ("seed", "beta", "confidence_share"),
+    "update": ("seed", "beta", "confidence_share", "rows_max"),
     "gate": ("margin", "slice_margin", "rollback_wait", "clicks_min"),
     "serve": ("port",),
     "kafka": ("max_delay_s", "max_ahead_s", "retention_s"),

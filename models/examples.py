@@ -29,6 +29,8 @@ from models.gate import slice_items
 from models.snapshot import Snapshot
 from models.window import Slide
 
+_SALT = np.uint64(0xA0761D6478BD642F)  # any odd number would do
+
 
 @dataclass(frozen=True)
 class LateRows:
@@ -61,6 +63,7 @@ class Examples:
         groups: Whose rows are compared with each other: requests when they have two rows on average, else users, (N,).
         buckets: The gate's bucket of each example's user, (N,).
         late: What corrects earlier slides' examples.
+        left_out: Rows that would be examples, had the slide not more than can be learnt.
         before: The snapshot that they were read for.
     """
 
@@ -73,6 +76,7 @@ class Examples:
     groups: Ints
     buckets: Ints
     late: LateRows
+    left_out: int
     before: Snapshot
 
     @cached_property
@@ -105,11 +109,14 @@ class Examples:
         return point_in_time(base, rows, self.keys[:, slots], self.shown_s, slot_counts(fields)).n[:, :, 0]
 
 
-def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
+def read_examples(slide: Slide, before: Snapshot, n_buckets: int, rows_max: int = 0) -> Examples:
     """Return the rows of a slide that can be scored and learnt by models that go on from a snapshot.
 
     Rows shown before the moment of the snapshot's counts are left out: what had settled then is not known any more. So
-    are corrections of impressions that were examples before.
+    are corrections of impressions that were examples before. Of a slide with more rows than `rows_max` (0: any number)
+    about so many are kept, whole requests by their hash, and of its corrections the same share; all rows are counted.
+    As each is as likely to be kept, each would weigh the same: the mean loss of what is kept is that of all, up to
+    noise, with no weight at all.
 
     Raises:
         ValueError: If a row settled when it was shown or before: its own label would be among its inputs.
@@ -120,10 +127,14 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
     settled = before.recent.followed_by(SettledRows.from_frame(frame, keys))
     shown_s = frame.select(pl.col("time_s").min().over("request_id")).to_series().to_numpy()  # as of the request
     fresh = shown_s >= before.base.as_of_s
-    is_late = fresh & (frame["kind"] == CORRECTION).to_numpy()
+    corrects = (frame["kind"] == CORRECTION).to_numpy()
+    n_fresh = int((fresh & ~corrects).sum())
+    if 0 < rows_max < n_fresh:
+        fresh &= _place(frame["request_id"]) < rows_max / n_fresh
+    is_late = fresh & corrects
     late_keys, late_s = keys[is_late], shown_s[is_late]
     late = LateRows(frame.filter(pl.Series(is_late)), late_keys, _counts(before, settled, late_keys, late_s), late_s)
-    fresh &= (frame["kind"] != CORRECTION).to_numpy()
+    fresh &= ~corrects
     if not fresh.all():
         frame, keys, shown_s = frame.filter(pl.Series(fresh)), keys[fresh], shown_s[fresh]
     users = user_ids(frame, keys, before.fields)
@@ -138,6 +149,7 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int) -> Examples:
         groups=(users if len(frame) < 2 * requests else hash_strings(frame["request_id"])).view(np.int64),
         buckets=(mix(users) % np.uint64(n_buckets)).astype(np.int64),
         late=late,
+        left_out=n_fresh - len(frame),
         before=before,
     )
 
@@ -150,6 +162,11 @@ def _counts(before: Snapshot, settled: SettledRows, keys: Keys, shown_s: Floats)
         rows = dataclasses.replace(settled, keys=settled.keys[:, :0])
         return point_in_time(before.base, rows, keys[:, :0], shown_s, ())
     return point_in_time(before.base, settled, keys, shown_s, slot_counts(before.fields))
+
+
+def _place(requests: pl.Series) -> Floats:
+    """Return a number in [0, 1) for each request, by a hash that no bucket of users goes by, (N,)."""
+    return np.asarray((mix(hash_strings(requests) + _SALT) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def user_ids(frame: pl.DataFrame, keys: Keys, fields: Sequence[Field]) -> Keys:

@@ -58,6 +58,7 @@ def new_plan(settings: Settings) -> Plan:
         learning_rate=update.learning_rate,
         embedding_learning_rate=update.embedding_learning_rate,
         batch_rows=update.batch_rows,
+        rows_max=update.rows_max,
         seed=update.seed,
         device=update.device,
         warmup_s=settings.window.warmup_s,

@@ -88,6 +88,7 @@ def plan(**changes: Any) -> Plan:
         "learning_rate": 0.003,
         "embedding_learning_rate": 0.05,
         "batch_rows": 128,
+        "rows_max": 0,
         "seed": 0,
         "device": "cpu",
         "warmup_s": 0.0,

@@ -91,7 +91,7 @@ class Restart:
 
     def predict(self, slide: Slide) -> tuple[Probabilities, Examples]:
         """Return what the network of the last start says."""
-        examples = read_examples(slide, self._snapshot, self._plan.buckets)
+        examples = read_examples(slide, self._snapshot, self._plan.buckets, self._plan.rows_max)
         inputs = make_inputs(examples.keys, examples.counts, self._snapshot, self._device)
         self._last = examples, inputs
         return Predictor(self._snapshot, self._device).score(inputs), examples

@@ -128,7 +128,7 @@ class ControlStrategy:
 
     def predict(self, slide: Slide) -> tuple[Probabilities, Examples]:
         """Return the control's predictions."""
-        examples = read_examples(slide, self._counted, self._plan.buckets)
+        examples = read_examples(slide, self._counted, self._plan.buckets, self._plan.rows_max)
         rows = self._rows(slide, examples)
         self._last = examples, rows
         return self._control.predict(rows), examples

@@ -110,7 +110,7 @@ class SlideStore:
         parts: list[dict[str, np.ndarray]] = []
         for cut, slide in _cut(slides, plan.warmup_s):
             slide.frame.write_ipc(self._path(slide.index), compression="lz4")
-            examples = read_examples(slide, counted, plan.buckets)
+            examples = read_examples(slide, counted, plan.buckets, plan.rows_max)
             counted = count_slide(counted, slide, examples.settled, plan)
             if not cut.is_warmup:
                 parts.append(
@@ -165,5 +165,5 @@ def fingerprint(settings: Settings, files: Iterable[Path], limit: int | None) ->
     """Return a digest of everything that the slides of a log follow from: sections, files, how many rows."""
     relevant = (settings.log, settings.fields, settings.ledger, settings.window, settings.priors, settings.kafka.clock)
     found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    text = msgspec.json.encode([relevant, settings.kafka.partitions, found, limit])
+    text = msgspec.json.encode([relevant, settings.kafka.partitions, settings.update.rows_max, found, limit])
     return hashlib.sha256(text).hexdigest()

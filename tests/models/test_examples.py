@@ -116,3 +116,28 @@ def test_a_model_without_prior_is_given_the_same_without_counting_values(is_resu
     assert one.evidence.max() > 40.0
     np.testing.assert_array_equal(one.evidence, other.evidence)
     np.testing.assert_array_equal(one.item_evidence, other.item_evidence)
+
+
+def test_of_a_slide_with_too_many_rows_whole_requests_are_kept_and_all_rows_are_counted() -> None:
+    whole = slide(1)
+    some, every = read_examples(whole, START, 16, 500), read_examples(whole, START, 16)
+    assert 420 < len(some.frame) < 580
+    assert some.left_out == len(every.frame) - len(some.frame)
+    kept = set(some.frame["request_id"])
+    assert set(every.frame.filter(pl.col("request_id").is_in(kept))["source_offset"]) == set(
+        some.frame["source_offset"]
+    )
+    np.testing.assert_array_equal(some.settled.settled_s, every.settled.settled_s)
+    same = every.frame["request_id"].is_in(kept).to_numpy()
+    np.testing.assert_array_equal(some.counts.n, every.counts.n[same])  # what is kept sees the counts of all
+
+
+def test_corrections_are_thinned_as_their_slide_is() -> None:
+    whole = slide(1)
+    late = whole.frame.filter(pl.col("click") == 0).with_columns(
+        kind=pl.lit("late_corrected"), click=pl.lit(1, pl.Int8), settled_s=pl.col("settled_s") + 30.0
+    )
+    rows = dataclasses.replace(whole, frame=pl.concat([whole.frame, late]).sort("settled_s"))
+    some = read_examples(rows, START, 16, 500)
+    assert 0 < len(some.late.frame) < 0.45 * len(late)
+    assert set(some.late.frame["request_id"]) <= set(some.frame["request_id"])
