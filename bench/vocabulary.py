@@ -148,7 +148,7 @@ def logloss(runs: Sequence[Run]) -> float:
     return statistics.mean(float(log_losses(run.probabilities, run.scored.clicks).mean()) for run in runs)
 
 
-def measure_bounded(counts_max: int | None, rows_max: int) -> dict[str, Any]:
+def measure_bounded(counts_max: int | None, values_max: int) -> dict[str, Any]:
     """Return what ten million distinct values take, in this process.
 
     Rows come hour by hour; the table is what trainer and live priors hold, in three memories, and the vocabulary is
@@ -168,7 +168,7 @@ def measure_bounded(counts_max: int | None, rows_max: int) -> dict[str, Any]:
         to_s = (hour + 1) * SLIDE_S
         table = advance(table, rows, to_s, slot_field=slot_field, evidence_min=0.1, counts_max=counts_max)
         known = estimate_strength(table)
-        vocabulary, source = revise(vocabulary, known, admit_min=2.0, forget_min=0.5, rows_max=rows_max)
+        vocabulary, source = revise(vocabulary, known, admit_min=2.0, forget_min=0.5, values_max=values_max)
         embedding = move_rows(embedding, source, vocabulary.keys, 0)
         peak = max(peak, process.memory_full_info().pss)
     high_water = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -202,8 +202,8 @@ def main() -> None:
     parser.add_argument("--json", default="-", help="where the report goes; - is standard output")
     arguments = parser.parse_args()
     if arguments.bounded_within:
-        counts_max, rows_max = arguments.bounded_within
-        print(json.dumps(measure_bounded(counts_max or None, rows_max or DISTINCT)))
+        counts_max, values_max = arguments.bounded_within
+        print(json.dumps(measure_bounded(counts_max or None, values_max or DISTINCT)))
         return
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     report: dict[str, Any] = {"name": "vocabulary", "machine": machine(), "seeds": seeds}
@@ -214,9 +214,9 @@ def main() -> None:
         report["log"] = settings.name
         report |= measure_log(settings, bases, arguments.rows or None, seeds)
     if "bounded" in arguments.parts:
-        limits = {"limited": (arguments.counts_max, arguments.rows_max), "unlimited": (0, 0)}
+        limits = {"limited": (arguments.counts_max, arguments.values_max), "unlimited": (0, 0)}
         report["bounded"] = {
-            name: {"counts_max": limit[0], "rows_max": limit[1]} | in_a_process(*map(str, limit))
+            name: {"counts_max": limit[0], "values_max": limit[1]} | in_a_process(*map(str, limit))
             for name, limit in limits.items()
         }
         print(f"bounded: {report['bounded']}", file=sys.stderr)

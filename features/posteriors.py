@@ -105,6 +105,21 @@ def dense_inputs(
     return dense
 
 
+def level_inputs(counts: Counts, table: PriorTable, width: int) -> npt.NDArray[np.float32]:
+    """Return the dense inputs of rows whose values' counts are not to be seen, (N, width): all but the first are 0.
+
+    Args:
+        counts: What was known overall.
+        table: Gives half-lives alone.
+        width: As `dense_width` has it.
+    """
+    h = int(np.argmax(table.half_lives_s))
+    dense = np.zeros((len(counts.root_n), width), np.float32)
+    dense[:, 0] = 1.0
+    dense[:, ROOT_INPUT] = _root_logits(counts.root_n[:, [h]], counts.root_c[:, [h]])[:, 0]
+    return dense
+
+
 def shares(keys: Keys, fields: Sequence[Field]) -> Floats:
     """Return each slot's share in its field's mean: 1 over the number of slots present, 0 where absent, (N, S)."""
     present = (keys != 0).astype(np.float64)

@@ -229,6 +229,12 @@ def strongest(evidence: Floats, limit: int) -> npt.NDArray[np.bool_]:
     return kept
 
 
+def one_memory(table: PriorTable, index: int) -> PriorTable:
+    """Return the table with one of its memories alone."""
+    names = ("half_lives_s", "n", "c", "root_n", "root_c", "strength")
+    return dataclasses.replace(table, **{name: getattr(table, name)[..., [index]] for name in names})
+
+
 def set_counts(  # noqa: PLR0917  # the columns of one update, in their order
     table: PriorTable, keys: Keys, field: npt.NDArray[np.int16], n: Floats, c: Floats, at_s: float
 ) -> PriorTable:

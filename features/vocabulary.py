@@ -4,8 +4,8 @@ Owns admission, expiry and the numbering of rows. Must not know embeddings or co
 
 Invariants: one value, one row (no collisions); row 0 is shared by all values that own none; rows stand in the order of
 their keys, so the numbering depends on which values are known and on nothing else; it changes at slide boundaries
-only; its size is bounded, by `rows_max` and by the evidence: at most (impressions in the longest memory) / `forget_min`
-rows per slot.
+only; its size is bounded, by `values_max` and by the evidence: at most (impressions in the longest memory) /
+`forget_min` rows per slot.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Vocabulary:
 
 
 def revise(
-    vocabulary: Vocabulary, table: PriorTable, *, admit_min: float, forget_min: float, rows_max: int
+    vocabulary: Vocabulary, table: PriorTable, *, admit_min: float, forget_min: float, values_max: int
 ) -> tuple[Vocabulary, npt.NDArray[np.int64]]:
     """Return the vocabulary that the evidence asks for, and where each of its rows was before, -1 for a new one.
 
@@ -56,10 +56,10 @@ def revise(
         table: The counts at the slide boundary.
         admit_min: Impressions in the longest memory from which on a value gets a row.
         forget_min: Impressions below which it loses it.
-        rows_max: How many values may own one; where more could, those with the most evidence do.
+        values_max: How many values may own one; where more could, those with the most evidence do.
     """
     known = vocabulary.rows(table.keys) != UNKNOWN_ROW
     wanted = table.evidence >= np.where(known, forget_min, admit_min)
-    revised = Vocabulary(table.keys[wanted][strongest(table.evidence[wanted], rows_max)])
+    revised = Vocabulary(table.keys[wanted][strongest(table.evidence[wanted], values_max)])
     source = vocabulary.rows(revised.keys)
     return revised, np.concatenate([[UNKNOWN_ROW], np.where(source == UNKNOWN_ROW, -1, source)])

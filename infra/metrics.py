@@ -205,6 +205,16 @@ class TrainMetrics:
             for name, text in TRAIN_FIGURES.items()
         }
         self._rows = Counter("freshrank_train_rows_total", "Rows scored and then learnt", registry=registry)
+        self._left_out = Counter(
+            "freshrank_train_rows_left_out_total",
+            "Rows beyond [update] rows_max: counted in the priors, not scored or learnt",
+            registry=registry,
+        )
+        self._load = Gauge(
+            "freshrank_train_load_ratio",
+            "Wall time of the newest slide's learning over its length in event time: above 1 a live log is not kept up",
+            registry=registry,
+        )
         self._decisions = Counter(
             "freshrank_gate_decisions_total", "Slides by what the gate decided", ["decision"], registry=registry
         )
@@ -232,6 +242,8 @@ class TrainMetrics:
         *,
         decision: str,
         drift: Iterable[str],
+        left_out: int,
+        start_s: float,
         end_s: float,
         learn_s: float,
     ) -> None:
@@ -244,6 +256,8 @@ class TrainMetrics:
         self._decisions.labels(decision).inc()
         for detector in drift:
             self._drift.labels(detector).inc()
+        self._left_out.inc(left_out)
+        self._load.set(learn_s / (end_s - start_s) if end_s > start_s else math.nan)
         self._slide_end_s.set(end_s)
         self._learn_s.observe(learn_s)
 

@@ -150,7 +150,7 @@ class ModelSettings(_Section, frozen=True):
         dim: Width of an embedding row.
         admit_min: Impressions (longest memory) from which on a value has an embedding row.
         forget_min: Impressions below which it loses it; lower than `admit_min`.
-        rows_max: How many values may have one: beyond that, those with the least evidence have none.
+        values_max: How many values may have one: beyond that, those with the least evidence have none.
     """
 
     network: str = "mlp"
@@ -159,7 +159,7 @@ class ModelSettings(_Section, frozen=True):
     hidden: tuple[int, ...] = (64, 32)
     admit_min: float = 2.0
     forget_min: float = 0.5
-    rows_max: int = 5_000_000
+    values_max: int = 5_000_000
 
 
 class UpdateSettings(_Section, frozen=True):
@@ -173,6 +173,8 @@ class UpdateSettings(_Section, frozen=True):
             The default is IncCTR's lambda = 0.15 (arXiv:2009.02147 uses 0.1 to 0.2).
         n0: Impressions behind a row at which it weighs one half, where a strategy goes by the evidence.
         confidence_share: Size of confidence ranking's gradient relative to the log loss's.
+        rows_max: How many rows of a slide are scored and learnt at most, for a trainer that cannot keep up; 0: all. Of
+            more, requests are kept by a hash, so the same ones in each run. All rows are counted in the priors.
         confidence_margin: Logits by which the new model may be ahead of the earlier one and still be pushed.
     """
 
@@ -184,6 +186,7 @@ class UpdateSettings(_Section, frozen=True):
     confidence_share: float = 0.03
     confidence_margin: float = 1.0
     batch_rows: int = 512
+    rows_max: int = 0
     threads: int = 1
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -690,7 +693,7 @@ _POSITIVE = {  # numbers that must be > 0
         "token_ttl_s",
     ),
     "priors": ("publish_s", "counts_max"),
-    "model": ("dim", "rows_max"),
+    "model": ("dim", "values_max"),
     "update": ("batch_rows", "threads", "learning_rate", "embedding_learning_rate", "n0", "confidence_margin"),
     "gate": ("alpha", "buckets", "evidence_clip", "harm_max"),
     "serve": ("candidates_max", "events_max", "body_bytes_max", "top"),
@@ -703,7 +706,7 @@ _AT_LEAST_ZERO = {  # and >= 0
     "window": ("slide_s", "window_s", "warmup_s"),
     "priors": ("evidence_min", "crosses_max", "cells_max"),
     "model": ("admit_min", "forget_min"),
-    "update": ("seed", "beta", "confidence_share"),
+    "update": ("seed", "beta", "confidence_share", "rows_max"),
     "gate": ("margin", "slice_margin", "rollback_wait", "clicks_min"),
     "serve": ("port",),
     "kafka": ("max_delay_s", "max_ahead_s", "retention_s"),

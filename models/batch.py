@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from features.encode import Keys
-from features.posteriors import LEVEL_INPUTS, ROWS_MAX, dense_inputs, shares
+from features.posteriors import ROWS_MAX, dense_inputs, dense_width, level_inputs, shares
 from features.priors import Counts
 from models.networks.logistic import base_logits
 from models.snapshot import Snapshot
@@ -57,9 +57,10 @@ class Inputs:
 
 def make_inputs(keys: Keys, counts: Counts, snapshot: Snapshot, device: str) -> Inputs:
     """Return what the network of a snapshot reads of rows with these keys, (N, S), and counts."""
-    dense = dense_inputs(counts, keys, snapshot.base, snapshot.fields, snapshot.levels)
     if snapshot.prior == "none":
-        dense[:, LEVEL_INPUTS:] = 0.0
+        dense = level_inputs(counts, snapshot.base, dense_width(snapshot.fields, len(snapshot.base.half_lives_s)))
+    else:
+        dense = dense_inputs(counts, keys, snapshot.base, snapshot.fields, snapshot.levels)
     return Inputs(
         rows=torch.from_numpy(snapshot.vocabulary.rows(keys)).to(device),
         share=torch.from_numpy(shares(keys, snapshot.fields).astype(np.float32)).to(device),

@@ -55,6 +55,7 @@ class Plan:
         ways: How they get into the network.
         objective: What the network minimises.
         learns: Each slide, or those of the warm-up alone: then only counts go on.
+        rows_max: How many rows of a slide are scored and learnt; 0: all.
         is_gated: Whether the champion is chosen by the gate; else each new model serves at once.
         warmup_s: Slides that end within this time of the first settled row are warm-up.
         window_s: How far back the strategy `last-window` learns; 0: the newest slide.
@@ -69,7 +70,7 @@ class Plan:
     hidden: tuple[int, ...]
     admit_min: float
     forget_min: float
-    rows_max: int
+    values_max: int
     half_lives_s: tuple[float, ...]
     levels: tuple[str, ...]
     evidence_min: float
@@ -82,6 +83,7 @@ class Plan:
     learning_rate: float
     embedding_learning_rate: float
     batch_rows: int
+    rows_max: int
     seed: int
     device: str
     warmup_s: float
@@ -132,6 +134,7 @@ class UpdateReport:
         former_version: What served before and is watched in the shadow; empty: nothing is.
         values: Values that own an embedding row after the step.
         stale_rows: Rows shown too long before the slide to know what had settled then: counted, not learnt or scored.
+        left_out: Rows beyond `rows_max`: counted, not learnt or scored.
         corrected: Clicks of earlier impressions that came too late for those: counted and learnt, not scored.
         drift: Detectors that raised an alarm over what the champion predicted; they begin anew with each process.
     """
@@ -152,6 +155,7 @@ class UpdateReport:
     lost: tuple[int, ...]
     values: int
     stale_rows: int
+    left_out: int
     corrected: int
     drift: tuple[str, ...]
     former_version: str
@@ -207,7 +211,7 @@ class Learner:
 
     def score(self, slide: Slide) -> Examples:
         """Score the next slide, which `learn` then learns; return its rows that are not stale, see `scores`."""
-        examples = read_examples(slide, self.latest, self._plan.buckets)
+        examples = read_examples(slide, self.latest, self._plan.buckets, self._plan.rows_max)
         inputs = {name: self._inputs(examples, snapshot) for name, snapshot in self._pointers()}
         predictors = {name: Predictor(snapshot, self._device) for name, snapshot in self._pointers()}
         logits = {name: predictor.logits(inputs[name]) for name, predictor in predictors.items()}
@@ -261,7 +265,8 @@ class Learner:
             latest_version=after.version,
             lost={"reject": before.learnt, "rollback": before.shadow.learnt}.get(verdict.decision, ()),
             values=len(after.vocabulary) - 1,
-            stale_rows=len(impressions) - len(examples.clicks),
+            stale_rows=len(impressions) - len(examples.clicks) - examples.left_out,
+            left_out=examples.left_out,
             corrected=len(slide.frame) - len(impressions),
             drift=self._drift.look(self.scores.get("champion", self.scores["latest"]), examples.clicks),
             former_version=shadow.former,
@@ -373,8 +378,10 @@ class Learner:
         clicks = torch.from_numpy(examples.clicks).to(self._device)
         if not self._plan.objective.needs_teacher:
             return Targets(clicks)
-        evidence = torch.from_numpy(np.nan_to_num(examples.evidence, posinf=0.0)).to(self._device, torch.float32)
-        return Targets(clicks, torch.from_numpy(teacher).to(self._device), self._plan.objective.trust(evidence))
+        objective = self._plan.objective
+        known = examples.evidence if objective.model_prior == "evidence" else np.zeros(len(examples.clicks))
+        evidence = torch.from_numpy(np.nan_to_num(known, posinf=0.0)).to(self._device, torch.float32)
+        return Targets(clicks, torch.from_numpy(teacher).to(self._device), objective.trust(evidence))
 
     def _train(self, start: Snapshot, after: Snapshot, inputs: Inputs, targets: Targets) -> Snapshot:
         """Return the snapshot after its network learnt the slide and its vocabulary followed the counts."""
@@ -396,7 +403,7 @@ class Learner:
         )
         priors = estimate_strength(after.priors)
         vocabulary, source = revise(
-            after.vocabulary, priors, admit_min=plan.admit_min, forget_min=plan.forget_min, rows_max=plan.rows_max
+            after.vocabulary, priors, admit_min=plan.admit_min, forget_min=plan.forget_min, values_max=plan.values_max
         )
         initial = deviations(priors, vocabulary.keys) if "initial" in plan.ways else None
         return dataclasses.replace(

@@ -1,7 +1,8 @@
 """Slides of event time: which slide a settled row belongs to, and when a slide is complete.
 
 Owns the cutting of time (`Slides`, shared with the ledger, which closes its blocks at the same boundaries), the rows of
-slides that are still open (`Window`) and what rows of an earlier configuration become (`fit_columns`). Must not know
+slides that are still open (`Window`), their names (`impression_ids`) and what rows of an earlier configuration become
+(`fit_columns`). Must not know
 where blocks come from or what is learnt from a slide.
 
 Invariants: a slide is handed out once, when every partition's watermark has passed its end, so no row is late for it;
@@ -22,7 +23,9 @@ import polars as pl
 from features.fields import COLUMN_PREFIX, Field, Kind, raw_fields
 
 ROW_ORDER = ("settled_s", "request_id", "position", "kind")
-SOURCE = ("source_partition", "source_offset", "kind")  # one impression may also have a correcting row of its own kind
+IMPRESSION = ("source_partition", "source_offset")  # what names an impression
+SOURCE = (*IMPRESSION, "kind")  # one impression may also have a correcting row of its own kind
+OFFSET_BITS = 48  # of the number that names an impression; the rest is its partition's
 
 
 def fit_columns(frame: pl.DataFrame, fields: Sequence[Field]) -> pl.DataFrame:
@@ -47,6 +50,12 @@ _DTYPES: dict[Kind, pl.DataType] = {
     "categories": pl.List(pl.String),
     "number": pl.Float64(),
 }
+
+
+def impression_ids(frame: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """Return a number that names each row's impression, (N,): a correction has that of what it corrects."""
+    partition, offset = (frame[name].to_numpy().astype(np.int64) for name in IMPRESSION)
+    return (partition << OFFSET_BITS) | offset
 
 
 def _fit(values: pl.Series, kind: Kind) -> pl.Series:

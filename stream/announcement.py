@@ -46,6 +46,7 @@ class Announcement(msgspec.Struct, frozen=True):
         former: Version of the champion before, while it is watched whether the promotion was right; else empty.
         since: The decision since which the champion serves; None before the first slide or where it is not known.
         drift: Detectors that raised an alarm over the champion's log losses.
+        left_out: Rows beyond `[update] rows_max`: counted, not scored or learnt.
         commands: Offset after the last record of `commands` that was heeded.
         start_s: Begin of the slide, event time.
         end_s: End of the slide, event time.
@@ -69,6 +70,7 @@ class Announcement(msgspec.Struct, frozen=True):
     former: str = ""
     since: Promotion | None = None
     drift: list[str] = []
+    left_out: int = 0
     commands: int = 0
     v: int = VERSION
 

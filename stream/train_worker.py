@@ -189,10 +189,13 @@ class TrainService(mode.Service):
         announcement = msgspec.structs.replace(announcement, commands=self._commands)
         if report.drift:
             log.warning("train: slide %d: drift, says %s", report.slide, " and ".join(report.drift))
+        self._warn_of_overload(report, learn_s)
         self._metrics.learnt(
             announcement.evaluation,
             decision=report.decision,
             drift=report.drift,
+            left_out=report.left_out,
+            start_s=report.start_s,
             end_s=report.end_s,
             learn_s=learn_s,
         )
@@ -202,6 +205,14 @@ class TrainService(mode.Service):
         self._registry.prune(self._settings.registry.keep, protect=versions_in_use(announcement))
         self._newest = announcement
         return announcement
+
+    def _warn_of_overload(self, report: UpdateReport, learn_s: float) -> None:
+        length_s = report.end_s - report.start_s
+        if report.left_out:
+            log.warning("train: slide %d: %d of %d rows left out", report.slide, report.left_out, report.rows)
+        if self._settings.kafka.clock == "live" and learn_s > length_s:
+            took = f"{length_s:.0f} s were learnt in {learn_s:.0f} s"
+            log.warning("train: slide %d: cannot keep up, %s; set [update] rows_max", report.slide, took)
 
     def _obey_and_save(self, positions: dict[int, int], commands: list[tuple[int, Command]]) -> Announcement | None:
         before, asked = self._newest, self._obey_all(commands)
@@ -285,6 +296,7 @@ def to_announcement(
         end_s=report.end_s,
         lost=list(report.lost),
         drift=list(report.drift),
+        left_out=report.left_out,
         learn_s=learn_s,
     )
 

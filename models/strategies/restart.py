@@ -3,7 +3,8 @@
 Owns which rows they keep and the start. Must not know how rows are learnt (models/train.py) or what else is compared.
 
 Invariants: network and objective are those of `finetune`, so what differs is the start and the rows alone; the rows of
-a slide are learnt together and slides in the order of time; each row is learnt once from one start.
+a slide are learnt together and slides in the order of time; each row is learnt once from one start, with its label as
+it is known at that start: late clicks of rows that are kept are among them.
 
 Shape legend: `N` rows, `S` slots.
 """
@@ -21,7 +22,7 @@ from torch.nn import functional
 
 from features.encode import Keys
 from features.posteriors import LEVEL_INPUTS, dense_width, shares
-from features.priors import Floats
+from features.priors import Floats, Ints
 from features.vocabulary import Vocabulary, revise
 from models.batch import Inputs, Predictor, make_inputs
 from models.examples import Examples, read_examples
@@ -31,7 +32,7 @@ from models.strategies.ours import finetune
 from models.strategies.strategy import Probabilities
 from models.train import Tensors, move_rows, resolve_device, train
 from models.update import Plan, count_slide, initial_snapshot
-from models.window import Slide
+from models.window import Slide, impression_ids
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class _Part:
         level: The dense inputs that set the level, (N, 2); without a feature prior the others are 0.
         clicks: 0 or 1, (N,).
         settled_s: When each settled, (N,).
+        ids: What names the impression of each, (N,).
     """
 
     slide: int
@@ -51,6 +53,7 @@ class _Part:
     level: torch.Tensor
     clicks: torch.Tensor
     settled_s: Floats
+    ids: Ints
 
     def since(self, start_s: float) -> _Part:
         """Return the rows that settled at or after a moment."""
@@ -58,7 +61,14 @@ class _Part:
             return self
         kept = self.settled_s >= start_s
         which = torch.from_numpy(kept)
-        return _Part(self.slide, self.keys[kept], self.level[which], self.clicks[which], self.settled_s[kept])
+        rest = self.level[which], self.clicks[which], self.settled_s[kept], self.ids[kept]
+        return _Part(self.slide, self.keys[kept], *rest)
+
+    def corrected(self, late: Ints) -> _Part:
+        """Return the rows with a click where a late one is known by now."""
+        return dataclasses.replace(
+            self, clicks=self.clicks.clone().masked_fill_(torch.from_numpy(np.isin(self.ids, late)), 1.0)
+        )
 
 
 class Restart:
@@ -81,7 +91,7 @@ class Restart:
 
     def predict(self, slide: Slide) -> tuple[Probabilities, Examples]:
         """Return what the network of the last start says."""
-        examples = read_examples(slide, self._snapshot, self._plan.buckets)
+        examples = read_examples(slide, self._snapshot, self._plan.buckets, self._plan.rows_max)
         inputs = make_inputs(examples.keys, examples.counts, self._snapshot, self._device)
         self._last = examples, inputs
         return Predictor(self._snapshot, self._device).score(inputs), examples
@@ -91,14 +101,16 @@ class Restart:
         assert self._last is not None, "a slide is predicted before it is learnt"
         (examples, inputs), self._last = self._last, None
         self._snapshot = count_slide(self._snapshot, slide, examples.settled, self._plan)
-        if not len(inputs):
+        late = impression_ids(examples.late.frame)
+        if not len(inputs) and not len(late):
             return
         settled_s = examples.frame["settled_s"].to_numpy()
         clicks = torch.from_numpy(examples.clicks.astype(np.float32))
-        newest = _Part(slide.index, examples.keys, inputs.dense[:, :LEVEL_INPUTS].cpu(), clicks, settled_s)
+        level = inputs.dense[:, :LEVEL_INPUTS].cpu()
+        newest = _Part(slide.index, examples.keys, level, clicks, settled_s, impression_ids(examples.frame))
         start_s = slide.end_s - self._keeps_s if self._keeps_s else slide.start_s
         parts = [part.since(start_s) for part in (*self._parts, newest)]
-        self._parts = [part for part in parts if len(part.keys)]
+        self._parts = [part.corrected(late) if len(late) else part for part in parts if len(part.keys)]
         self._snapshot = self._learn_anew(self._snapshot)
 
     def _learn_anew(self, counted: Snapshot) -> Snapshot:
@@ -106,7 +118,7 @@ class Restart:
         plan = self._plan
         empty = Vocabulary.empty()
         vocabulary, source = revise(
-            empty, counted.priors, admit_min=plan.admit_min, forget_min=plan.forget_min, rows_max=plan.rows_max
+            empty, counted.priors, admit_min=plan.admit_min, forget_min=plan.forget_min, values_max=plan.values_max
         )
         tensors = move_rows(self._initial.tensors, source, vocabulary.keys, plan.seed)
         for part in self._parts:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,15 @@ import polars as pl
 from features.encode import Keys
 from features.fields import COLUMN_PREFIX
 from features.posteriors import dense_inputs, estimate_strength
-from features.priors import Floats
-from models.examples import Examples, read_examples
+from features.priors import Floats, Ints
+from models.examples import Examples, LateRows, read_examples
 from models.update import Learner, Plan, count_slide, initial_snapshot, origin_s
-from models.window import Slide
+from models.window import IMPRESSION, Slide
 
 Probabilities = npt.NDArray[np.floating]
+
+
+_COLUMNS = ("keys", "dense", "shown_s", "corrects")  # of `Rows`, beside the frame
 
 
 class Strategy(Protocol):
@@ -46,11 +49,13 @@ class Rows:
 
     Attributes:
         slide: Number of the slide.
-        frame: The raw values by the column of their field, `field.NAME`; with `request_id`, `position`, `time_s`.
+        frame: The raw values by the column of their field, `field.NAME`; with `request_id`, `position`, `time_s`,
+            `settled_s` and what names the impression (models/window.py).
         keys: (N, S), as features/encode.py gives them, crosses included.
         dense: The live priors as inputs, as features/posteriors.py gives them, (N, P).
         shown_s: When each was shown, (N,).
         is_warmup: Whether the slide belongs to the warm-up, in which nothing is judged yet.
+        corrects: Which were learnt as not clicked before and were clicked after all, (N,); see `Control`.
     """
 
     slide: int
@@ -59,20 +64,38 @@ class Rows:
     dense: npt.NDArray[np.float32]
     shown_s: Floats
     is_warmup: bool
+    corrects: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         """Return N."""
         return len(self.keys)
 
+    def take(self, which: npt.NDArray[np.bool_] | Ints) -> Rows:
+        """Return some of the rows."""
+        columns: dict[str, Any] = {name: getattr(self, name)[which] for name in _COLUMNS}
+        return dataclasses.replace(self, frame=self.frame[np.arange(len(self))[which]], **columns)
+
+    def with_late(self, late: Rows) -> Rows:
+        """Return these rows and later ones in the order in which they settled."""
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(self, name), getattr(late, name)]) for name in _COLUMNS
+        }
+        rows = dataclasses.replace(self, frame=pl.concat([self.frame, late.frame]), **columns)
+        return rows.take(np.argsort(rows.frame["settled_s"].to_numpy(), kind="stable"))
+
 
 class Control(Protocol):
-    """A model of any kind to be compared with; it keeps whatever it needs between the calls."""
+    """A model of any kind to be compared with; it keeps whatever it needs between the calls.
+
+    One with an attribute `learns_late = True` is also given, to learn, rows that correct earlier ones; any other goes
+    by labels as they first settled.
+    """
 
     def predict(self, rows: Rows) -> Probabilities:
         """Return click probabilities, (N,); before anything was learnt any constant will do."""
 
     def learn(self, rows: Rows, clicks: Floats) -> None:
-        """Learn rows, predicted before, with their clicks, (N,)."""
+        """Learn rows, predicted before but for those that correct, with their clicks, (N,)."""
 
 
 class OwnStrategy:
@@ -105,13 +128,8 @@ class ControlStrategy:
 
     def predict(self, slide: Slide) -> tuple[Probabilities, Examples]:
         """Return the control's predictions."""
-        counted = self._counted
-        examples = read_examples(slide, counted, self._plan.buckets)
-        dense = dense_inputs(examples.counts, examples.keys, counted.base, counted.fields, counted.levels)
-        columns = [name for name in examples.frame.columns if name.startswith(COLUMN_PREFIX)]
-        frame = examples.frame.select("request_id", "position", "time_s", *columns)
-        is_warmup = slide.is_warmup(origin_s(counted, slide), self._plan.warmup_s)
-        rows = Rows(slide.index, frame, examples.keys, dense, examples.shown_s, is_warmup)
+        examples = read_examples(slide, self._counted, self._plan.buckets, self._plan.rows_max)
+        rows = self._rows(slide, examples)
         self._last = examples, rows
         return self._control.predict(rows), examples
 
@@ -119,9 +137,27 @@ class ControlStrategy:
         """Show the clicks to the control and count the slide."""
         assert self._last is not None, "a slide is predicted before it is learnt"
         examples, rows = self._last
+        clicks = examples.clicks
+        if len(examples.late.keys) and getattr(self._control, "learns_late", False):
+            rows = rows.with_late(self._rows(slide, examples.late))
+            clicks = np.ones(len(rows))
+            clicks[~rows.corrects] = examples.clicks
         if len(rows):
-            self._control.learn(rows, examples.clicks)
+            self._control.learn(rows, clicks)
         after = count_slide(self._counted, slide, examples.settled, self._plan)
         base = dataclasses.replace(after.base, strength=estimate_strength(after.priors).strength)
         self._counted = dataclasses.replace(after, base=base)
         self._last = None
+
+    def _rows(self, slide: Slide, read: Examples | LateRows) -> Rows:
+        counted = self._counted
+        columns = [name for name in read.frame.columns if name.startswith(COLUMN_PREFIX)]
+        return Rows(
+            slide=slide.index,
+            frame=read.frame.select("request_id", "position", "time_s", "settled_s", *IMPRESSION, *columns),
+            keys=read.keys,
+            dense=dense_inputs(read.counts, read.keys, counted.base, counted.fields, counted.levels),
+            shown_s=read.shown_s,
+            is_warmup=slide.is_warmup(origin_s(counted, slide), self._plan.warmup_s),
+            corrects=np.full(len(read.keys), isinstance(read, LateRows)),
+        )

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from features.encode import hash_strings
@@ -25,11 +24,8 @@ from infra.settings import Settings
 from models.comparison import Scored
 from models.examples import read_examples, user_ids
 from models.update import count_slide, initial_snapshot
-from models.window import Slide
+from models.window import IMPRESSION, Slide, impression_ids
 from stream.plan import new_plan
-
-SOURCE = ("source_partition", "source_offset")
-OFFSET_BITS = 48  # a partition of a log in memory is shorter, and there are fewer than 2 ** 15 partitions
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -114,7 +110,7 @@ class SlideStore:
         parts: list[dict[str, np.ndarray]] = []
         for cut, slide in _cut(slides, plan.warmup_s):
             slide.frame.write_ipc(self._path(slide.index), compression="lz4")
-            examples = read_examples(slide, counted, plan.buckets)
+            examples = read_examples(slide, counted, plan.buckets, plan.rows_max)
             counted = count_slide(counted, slide, examples.settled, plan)
             if not cut.is_warmup:
                 parts.append(
@@ -123,10 +119,10 @@ class SlideStore:
                         "requests": hash_strings(examples.frame["request_id"]).view(np.int64),
                         "users": user_ids(examples.frame, examples.keys, plan.fields).view(np.int64),
                         "item_evidence": examples.item_evidence,
-                        "source": _sources(examples.frame),
+                        "source": impression_ids(examples.frame),
                     }
                 )
-            corrections.append(slide.frame.filter(pl.col("kind") == CORRECTION).select(SOURCE))
+            corrections.append(slide.frame.filter(pl.col("kind") == CORRECTION).select(IMPRESSION))
             cuts.append(cut)
             on_slide(slide)
         if not parts:
@@ -134,7 +130,7 @@ class SlideStore:
                 f"a log must go on after the warm-up to be compared on, got {len(cuts)} slides of warm-up alone;"
                 " make [window] warmup_s shorter"
             )
-        late = _sources(pl.concat(corrections))
+        late = impression_ids(pl.concat(corrections))
         tested = [cut for cut in cuts if not cut.is_warmup]
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         is_late = np.isin(columns.pop("source"), late)
@@ -158,12 +154,6 @@ def _cut(slides: Iterable[Slide], warmup_s: float) -> Iterator[tuple[Cut, Slide]
         yield Cut(slide.index, slide.start_s, slide.end_s, slide.is_warmup(origin_s, warmup_s)), slide
 
 
-def _sources(frame: pl.DataFrame) -> npt.NDArray[np.int64]:
-    """Return a number that names each row's impression: a correction has that of what it corrects."""
-    partition, offset = (frame[name].to_numpy().astype(np.int64) for name in SOURCE)
-    return (partition << OFFSET_BITS) | offset
-
-
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -175,5 +165,5 @@ def fingerprint(settings: Settings, files: Iterable[Path], limit: int | None) ->
     """Return a digest of everything that the slides of a log follow from: sections, files, how many rows."""
     relevant = (settings.log, settings.fields, settings.ledger, settings.window, settings.priors, settings.kafka.clock)
     found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    text = msgspec.json.encode([relevant, settings.kafka.partitions, found, limit])
+    text = msgspec.json.encode([relevant, settings.kafka.partitions, settings.update.rows_max, found, limit])
     return hashlib.sha256(text).hexdigest()

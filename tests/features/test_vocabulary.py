@@ -17,8 +17,8 @@ def table_of(evidence: dict[int, float]) -> PriorTable:
     return dataclasses.replace(empty, keys=keys, field=np.zeros(len(keys), np.int16), n=n, c=n / 2)
 
 
-def revised(vocabulary: Vocabulary, evidence: dict[int, float], rows_max: int = 1000) -> tuple[Vocabulary, list[int]]:
-    vocabulary, source = revise(vocabulary, table_of(evidence), admit_min=2.0, forget_min=0.5, rows_max=rows_max)
+def revised(vocabulary: Vocabulary, evidence: dict[int, float], values_max: int = 1000) -> tuple[Vocabulary, list[int]]:
+    vocabulary, source = revise(vocabulary, table_of(evidence), admit_min=2.0, forget_min=0.5, values_max=values_max)
     return vocabulary, source.tolist()
 
 
@@ -55,8 +55,8 @@ def test_unknown_and_absent_values_share_row_zero() -> None:
 
 @given(EVIDENCE, st.integers(1, 10))
 def test_where_too_many_values_want_a_row_those_with_the_most_evidence_have_one(
-    evidence: dict[int, float], rows_max: int
+    evidence: dict[int, float], values_max: int
 ) -> None:
-    vocabulary, _ = revised(Vocabulary.empty(), evidence, rows_max)
+    vocabulary, _ = revised(Vocabulary.empty(), evidence, values_max)
     wanting = sorted((key for key, n in evidence.items() if n >= 2.0), key=lambda key: (-evidence[key], key))
-    assert vocabulary.keys.tolist() == sorted(wanting[:rows_max])
+    assert vocabulary.keys.tolist() == sorted(wanting[:values_max])

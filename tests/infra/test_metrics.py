@@ -99,12 +99,20 @@ def test_a_trainer_exports_figures_decisions_and_drift() -> None:
     figures = {"rows": 100, "logloss": 0.4, "auc": None, "calibration": 1.1}
     for decision, drift in (("hold", ()), ("promote", ("adwin",))):
         metrics.learnt(
-            {"champion": figures, "latest": figures}, decision=decision, drift=drift, end_s=7200.0, learn_s=0.5
+            {"champion": figures, "latest": figures},
+            decision=decision,
+            drift=drift,
+            left_out=30,
+            start_s=3600.0,
+            end_s=7200.0,
+            learn_s=0.5,
         )
     value = registry.get_sample_value
     assert value("freshrank_train_logloss_nats", {"model": "champion"}) == 0.4
     assert math.isnan(value("freshrank_train_auc_ratio", {"model": "latest"}) or 0.0)
     assert value("freshrank_train_rows_total") == 200.0
+    assert value("freshrank_train_rows_left_out_total") == 60.0
+    assert value("freshrank_train_load_ratio") == 0.5 / 3600.0
     assert value("freshrank_gate_decisions_total", {"decision": "promote"}) == 1.0
     assert value("freshrank_gate_decisions_total", {"decision": "rollback"}) == 0.0
     assert value("freshrank_drift_alarms_total", {"detector": "adwin"}) == 1.0

@@ -1,8 +1,12 @@
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
 
 from features.fields import Field
+from features.posteriors import LEVEL_INPUTS
+from models.batch import make_inputs
 from models.examples import read_examples
 from models.update import initial_snapshot
 from models.window import Slide
@@ -94,3 +98,46 @@ def test_a_late_correction_is_no_example_but_later_rows_see_its_click() -> None:
     assert not examples.counts.root_c[before].any()
     assert (examples.counts.root_c[after] > 0.85).all()
     np.testing.assert_allclose(examples.counts.root_n[after, 1], 2.0, rtol=0.01)
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_model_without_prior_is_given_the_same_without_counting_values(is_resumed: bool) -> None:
+    """The overall rate, and evidence when it is asked for, are those of the live priors; counts of values are none."""
+    live = learnt()[0].latest if is_resumed else START
+    without = dataclasses.replace(live, prior="none")
+    one, other = (read_examples(slide(4), before, 16) for before in (live, without))
+    assert other.counts.n.shape[1] == other.late.counts.n.shape[1] == 0
+    np.testing.assert_array_equal(one.counts.root_c, other.counts.root_c)
+    dense = make_inputs(one.keys, one.counts, live, "cpu").dense
+    got = make_inputs(other.keys, other.counts, without, "cpu").dense
+    np.testing.assert_array_equal(got[:, :LEVEL_INPUTS], dense[:, :LEVEL_INPUTS])
+    assert got.shape == dense.shape
+    assert not got[:, LEVEL_INPUTS:].any()
+    assert one.evidence.max() > 40.0
+    np.testing.assert_array_equal(one.evidence, other.evidence)
+    np.testing.assert_array_equal(one.item_evidence, other.item_evidence)
+
+
+def test_of_a_slide_with_too_many_rows_whole_requests_are_kept_and_all_rows_are_counted() -> None:
+    whole = slide(1)
+    some, every = read_examples(whole, START, 16, 500), read_examples(whole, START, 16)
+    assert 420 < len(some.frame) < 580
+    assert some.left_out == len(every.frame) - len(some.frame)
+    kept = set(some.frame["request_id"])
+    assert set(every.frame.filter(pl.col("request_id").is_in(kept))["source_offset"]) == set(
+        some.frame["source_offset"]
+    )
+    np.testing.assert_array_equal(some.settled.settled_s, every.settled.settled_s)
+    same = every.frame["request_id"].is_in(kept).to_numpy()
+    np.testing.assert_array_equal(some.counts.n, every.counts.n[same])  # what is kept sees the counts of all
+
+
+def test_corrections_are_thinned_as_their_slide_is() -> None:
+    whole = slide(1)
+    late = whole.frame.filter(pl.col("click") == 0).with_columns(
+        kind=pl.lit("late_corrected"), click=pl.lit(1, pl.Int8), settled_s=pl.col("settled_s") + 30.0
+    )
+    rows = dataclasses.replace(whole, frame=pl.concat([whole.frame, late]).sort("settled_s"))
+    some = read_examples(rows, START, 16, 500)
+    assert 0 < len(some.late.frame) < 0.45 * len(late)
+    assert set(some.late.frame["request_id"]) <= set(some.frame["request_id"])

@@ -71,6 +71,21 @@ def test_a_learner_resumed_from_its_snapshots_goes_on_with_the_same_bits(stop: i
     assert resumed.latest.digest == whole.latest.digest
 
 
+def test_an_overloaded_learner_learns_some_rows_of_every_slide_and_counts_them_all() -> None:
+    some = Learner(plan(rows_max=300))
+    reports = [some.learn(slide(index)) for index in range(1, 4)]
+    every, wanted = learnt(3)
+    assert [report.rows for report in reports] == [report.rows for report in wanted]
+    for report in reports:
+        assert report.latest.rows == report.rows - report.left_out - report.stale_rows
+        assert 220 < report.latest.rows < 380
+    assert {report.left_out for report in wanted} == {0}
+    np.testing.assert_array_equal(some.latest.priors.n, every.latest.priors.n)
+    assert some.latest.learnt == every.latest.learnt
+    assert reports[-1].latest.auc is not None
+    assert reports[-1].latest.auc > 0.6
+
+
 def test_the_order_in_which_a_slide_came_together_changes_nothing() -> None:
     rows = slide(1)
     moved = dataclasses.replace(rows, frame=rows.frame.with_columns(source_partition=pl.lit(3, pl.Int32)))
@@ -261,7 +276,7 @@ def test_counts_are_forgotten_with_their_evidence() -> None:
 
 
 def test_values_and_counts_stay_within_their_limits() -> None:
-    learner = Learner(plan(rows_max=20, counts_max=30))
+    learner = Learner(plan(values_max=20, counts_max=30))
     for index in range(1, 5):
         report = learner.learn(slide(index))
         assert report.values <= 20

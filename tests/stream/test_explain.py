@@ -32,6 +32,7 @@ REPORT = UpdateReport(
     values=1,
     stale_rows=0,
     corrected=0,
+    left_out=0,
     drift=(),
     former_version="ctr-000010-a",
 )

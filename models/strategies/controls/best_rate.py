@@ -2,8 +2,8 @@
 
 Owns the choice. Must not know what learns.
 
-Invariants: the choice rests on predictions that were made before the rows were learnt, and on the warm-up alone; after
-it one copy is left, so what is judged is one model.
+Invariants: the choice rests on predictions that were made before the rows were learnt, held against their clicks as
+they first settled, and on the warm-up alone; after it one copy is left, so what is judged is one model.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from models.strategies.strategy import Control, Probabilities, Rows
 class BestRate:
     """Controls that learn side by side during the warm-up; then only the one of least log loss goes on."""
 
+    learns_late = True
+
     def __init__(self, make: Callable[[float], Control], rates: Sequence[float]) -> None:
         """Begin with one copy a rate.
 
         Args:
-            make: From a rate to a control that has learnt nothing.
+            make: From a rate to a control that has learnt nothing and learns late clicks.
             rates: To choose from; where nothing decides, as without a warm-up, the middle one is taken.
         """
         self._controls = {rate: make(rate) for rate in rates}
@@ -47,6 +49,6 @@ class BestRate:
     def learn(self, rows: Rows, clicks: Floats) -> None:
         """Let every copy learn; in the warm-up, judge them first."""
         for rate, control in self._controls.items():
-            self._losses[rate] += float(log_losses(self._predicted[rate], clicks).sum())
+            self._losses[rate] += float(log_losses(self._predicted[rate], clicks[~rows.corrects]).sum())
             control.learn(rows, clicks)
         self._best = min(self._controls, key=lambda rate: (self._losses[rate], rate != self._best))

@@ -17,6 +17,8 @@ from models.update import Plan
 class PriorOnly:
     """What is under every network of ours, alone."""
 
+    learns_late = True
+
     def __init__(self, plan: Plan) -> None:
         """Begin as the overall click rate."""
         self._plan = plan
@@ -32,7 +34,7 @@ class PriorOnly:
     def learn(self, rows: Rows, clicks: Floats) -> None:
         """Take one Newton step a batch."""
         assert self._state is not None
-        dense, y = torch.from_numpy(rows.dense), torch.from_numpy(clicks)
+        dense, y, corrects = torch.from_numpy(rows.dense), torch.from_numpy(clicks), torch.from_numpy(rows.corrects)
         for batch in minibatches(len(rows), self._plan.batch_rows, seed=self._plan.seed, slide=rows.slide):
             which = torch.from_numpy(batch)
-            newton_step(self._state["weight"], self._state["curvature"], dense[which], y[which])
+            newton_step(self._state["weight"], self._state["curvature"], dense[which], y[which], corrects[which])

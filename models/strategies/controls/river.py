@@ -18,6 +18,7 @@ from river.optim import AdaGrad
 from features.fields import Field
 from features.priors import Floats
 from models.strategies.controls.best_rate import BestRate
+from models.strategies.controls.late import late_click_weight
 from models.strategies.controls.numbers import log_numbers
 from models.strategies.strategy import Probabilities, Rows
 from models.update import Plan
@@ -42,8 +43,10 @@ class River:
 
     def learn(self, rows: Rows, clicks: Floats) -> None:
         """Learn one row after the other, in the order of time."""
-        for row, click in zip(feature_rows(rows, self._fields), clicks.tolist(), strict=True):
-            self._learner.learn_one(row, bool(click))
+        columns = feature_rows(rows, self._fields), clicks.tolist(), rows.corrects.tolist()
+        for row, click, corrects in zip(*columns, strict=True):
+            weight = late_click_weight(self._learner.predict_proba_one(row)[True]) if corrects else 1.0
+            self._learner.learn_one(row, bool(click), weight)
 
 
 def river(plan: Plan) -> BestRate:

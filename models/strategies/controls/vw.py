@@ -20,6 +20,7 @@ from vowpalwabbit import Workspace
 from features.fields import Field, slot_counts
 from features.priors import Floats
 from models.strategies.controls.best_rate import BestRate
+from models.strategies.controls.late import late_click_weight
 from models.strategies.controls.numbers import log_numbers, number_fields
 from models.strategies.strategy import Probabilities, Rows
 from models.update import Plan
@@ -47,8 +48,9 @@ class Vw:
     def learn(self, rows: Rows, clicks: Floats) -> None:
         """Learn one row after the other, in the order of time."""
         lines = example_lines(rows, self._fields)
-        for line, click in zip(lines, clicks.tolist(), strict=True):
-            self._learner.learn(f"{'1' if click else '-1'} {line}")
+        for line, click, corrects in zip(lines, clicks.tolist(), rows.corrects.tolist(), strict=True):
+            weight = f" {late_click_weight(self._learner.predict(line)):.6f}" if corrects else ""
+            self._learner.learn(f"{'1' if click else '-1'}{weight} {line}")
 
 
 def vw(plan: Plan) -> BestRate:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -107,6 +108,41 @@ def check_it_bears_odd_slides(name: str) -> None:
     got = evaluate(predictions[-1], later[-1].frame["click"].to_numpy())
     assert got.ne is not None
     assert got.ne < 1.5, got  # not lost for ever; `static` has learnt nothing but oddities
+
+
+def check_it_learns_late_clicks(name: str) -> None:
+    """A third of the clicks come late: who learns them is right about the final rate, who does not is a third below."""
+    low, high = (_share_of_the_final_rate(name, corrects=corrects) for corrects in (False, True))
+    assert low < 0.8
+    assert 0.93 < high < 1.07
+
+
+def _share_of_the_final_rate(name: str, *, corrects: bool) -> float:
+    """Return the mean prediction over the final click rate in the later slides."""
+    slides = [slide(index) for index in range(1, 9)]
+    predicted = run(name, list(with_late_clicks(slides, corrects=corrects)))
+    final = [one.frame["click"].to_numpy() for one in slides]
+    return float(np.concatenate(predicted[4:]).mean() / np.concatenate(final[4:]).mean())
+
+
+def with_late_clicks(slides: Sequence[Slide], *, corrects: bool) -> Iterator[Slide]:
+    """The slides as they settle when each click is late with probability 1/3: half a minute, or not at all."""
+    rng, waiting = np.random.default_rng(5), slides[0].frame.clear()
+    for one in (_named_apart(one) for one in slides):
+        is_late = pl.Series((one.frame["click"].to_numpy() == 1) & (rng.random(len(one.frame)) < 1 / 3))
+        first = clicked(pl.col("click") * ~is_late)(one.frame)
+        late = one.frame.filter(is_late).with_columns(
+            kind=pl.lit("late_corrected"), settled_s=pl.col("settled_s") + 30.0
+        )
+        waiting = pl.concat([waiting, late]) if corrects else waiting
+        due = pl.col("settled_s") < one.end_s
+        yield dataclasses.replace(one, frame=pl.concat([first, waiting.filter(due)]).sort("settled_s"))
+        waiting = waiting.filter(~due)
+
+
+def _named_apart(one: Slide) -> Slide:
+    """The slide with impressions that bear no other slide's name."""
+    return dataclasses.replace(one, frame=one.frame.with_columns(pl.col("source_offset") + 10_000 * one.index))
 
 
 def _nulls(values: pl.Series) -> pl.Series:

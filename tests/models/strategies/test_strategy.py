@@ -25,3 +25,8 @@ def test_it_predicts_before_it_sees_labels(name: str) -> None:
 @every_strategy
 def test_it_bears_odd_slides(name: str) -> None:
     checks.check_it_bears_odd_slides(name)
+
+
+@every_strategy
+def test_it_learns_late_clicks(name: str) -> None:
+    checks.check_it_learns_late_clicks(name)

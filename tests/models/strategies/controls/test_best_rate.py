@@ -23,7 +23,8 @@ class Says:
 
 def rows(n_rows: int, *, is_warmup: bool) -> Rows:
     none = np.zeros((n_rows, 0))
-    return Rows(0, pl.DataFrame(), none.astype(np.uint64), none.astype(np.float32), np.zeros(n_rows), is_warmup)
+    columns = none.astype(np.uint64), none.astype(np.float32), np.zeros(n_rows)
+    return Rows(0, pl.DataFrame(), *columns, is_warmup, np.zeros(n_rows, bool))
 
 
 def test_the_warm_up_alone_chooses_and_one_goes_on() -> None:

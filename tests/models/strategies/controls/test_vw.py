@@ -19,7 +19,8 @@ FIELDS = (
 
 def rows(frame: pl.DataFrame, fields: tuple[Field, ...]) -> Rows:
     keys = encode(frame, fields)
-    return Rows(0, frame, keys, np.zeros((len(frame), 0), np.float32), np.zeros(len(frame)), is_warmup=False)
+    dense, none = np.zeros((len(frame), 0), np.float32), np.zeros(len(frame))
+    return Rows(0, frame, keys, dense, shown_s=none, is_warmup=False, corrects=none > 0.0)
 
 
 def test_a_field_is_a_namespace_with_the_keys_of_its_values() -> None:
