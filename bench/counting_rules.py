@@ -27,8 +27,9 @@ from bench.report import machine, write_report
 from features.encode import encode, hash_strings, mix, slot_fields
 from features.fields import id_field, slot_counts
 from features.point_in_time import point_in_time
-from features.posteriors import ROOT_INPUT, dense_inputs, estimate_strength
+from features.posteriors import ROOT_INPUT, dense_inputs
 from features.priors import Counts, PriorTable, SettledRows, advance
+from features.strength import fit_strength
 from infra.settings import Settings, read_settings, state_dir
 from models.window import Slide
 from stream.backtest import Backtest
@@ -108,11 +109,11 @@ def inputs_by_slide(settings: Settings, log: Log, rule: str, wait_s: float) -> I
         start_s = float(log.shown_s[own].min())
         before = rows.between(table.as_of_s, np.nextafter(start_s, -np.inf))
         table = advance(table, before, np.nextafter(start_s, -np.inf), slot_field=slot_fields(fields))
-        table = estimate_strength(table)
         later = rows.between(table.as_of_s, float(log.shown_s[own].max()))
         counts = point_in_time(table, later, log.keys[own], log.shown_s[own], slot_counts(fields))
         dense = dense_inputs(counts, log.keys[own], table, fields, settings.priors.levels).astype(np.float64)
         yield dense, item_logit(settings, counts, log.keys[own], table, fields.index(item)), log.click[own]
+        table = fit_strength(counts, log.keys[own], log.click[own], table, fields, settings.priors.levels)
 
 
 def item_logit(

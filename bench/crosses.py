@@ -26,8 +26,9 @@ from features.crosses import ChosenCross, choose_crosses
 from features.encode import encode, slot_fields
 from features.fields import Field, raw_fields, slot_counts
 from features.point_in_time import point_in_time
-from features.posteriors import dense_inputs, dense_width, estimate_strength
+from features.posteriors import dense_inputs, dense_width
 from features.priors import CORRECTION, PriorTable, SettledRows, advance
+from features.strength import fit_strength
 from infra.settings import Settings, read_settings, state_dir
 from models.evaluate import evaluate, log_losses
 from models.networks.logistic import base_logits, initial_base, newton_step
@@ -53,13 +54,12 @@ def inputs_by_slide(
         wanted = (shown_s >= table.as_of_s) & (slide.frame["kind"] != CORRECTION).to_numpy()
         keys, shown_s = keys[wanted], shown_s[wanted]
         counts = point_in_time(table, settled, keys, shown_s, slot_counts(fields))
-        yield (
-            dense_inputs(counts, keys, table, fields, settings.priors.levels),
-            slide.frame["click"].to_numpy()[wanted].astype(np.float64),
-        )
+        clicks = slide.frame["click"].to_numpy()[wanted].astype(np.float64)
+        yield dense_inputs(counts, keys, table, fields, settings.priors.levels), clicks
+        table = fit_strength(counts, keys, clicks, table, fields, settings.priors.levels)
         moment_s = max(table.as_of_s, slide.end_s - lookback_s)
         table = advance(table, settled.between(-np.inf, moment_s), moment_s, slot_field=slot_fields(fields))
-        table, recent = estimate_strength(table), settled.between(moment_s, np.inf)
+        recent = settled.between(moment_s, np.inf)
 
 
 def predictions(

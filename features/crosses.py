@@ -29,8 +29,9 @@ import polars as pl
 from features.encode import Keys, cross_keys, encode, slot_fields
 from features.fields import Field, raw_fields, slot_counts
 from features.point_in_time import point_in_time
-from features.posteriors import ROOT_INPUT, dense_inputs, estimate_strength
+from features.posteriors import ROOT_INPUT, dense_inputs
 from features.priors import CORRECTION, Floats, PriorTable, SettledRows, advance, codes
+from features.strength import fit_strength
 
 ROWS_MAX = 160_000  # newest rows judged: bounds time and memory; chosen by hand
 ROW_PAIRS_MAX = 32_000_000  # rows times candidates: more fields are screened on fewer rows, in the same time
@@ -207,15 +208,15 @@ def _inputs(
     half_lives_s: Sequence[float],
     levels: Sequence[str] = (),
 ) -> npt.NDArray[np.float32]:
-    """Return the dense inputs of the rows judged; strengths are those that were known when the fitted rows end."""
+    """Return the dense inputs of the rows judged; strengths are those that the fitted rows speak for."""
     settled, slot_field = dataclasses.replace(log.settled, keys=settled_keys), slot_fields(fields)
-    first_s, fitted_s = np.nextafter(log.shown_s[0], -np.inf), log.shown_s[log.bounds[0]]
+    first_s, fitted = np.nextafter(log.shown_s[0], -np.inf), slice(0, log.bounds[0])
     table = PriorTable.empty(half_lives_s, len(fields))
     table = advance(table, settled.between(-np.inf, first_s), first_s, slot_field=slot_field)
     later = settled.between(first_s, log.shown_s[-1])
     counts = point_in_time(table, later, keys, log.shown_s, slot_counts(fields))
-    table = advance(table, settled.between(first_s, fitted_s), fitted_s, slot_field=slot_field)
-    return dense_inputs(counts, keys, estimate_strength(table), fields, levels)
+    table = fit_strength(counts.take(fitted), keys[fitted], log.clicks[fitted], table, fields, levels)
+    return dense_inputs(counts, keys, table, fields, levels)
 
 
 def _cross_keys(log: _Log, cross: Field, keys: Keys) -> Keys:

@@ -1,7 +1,7 @@
 """What counts say: smoothed click-through rates of values, and the dense inputs that networks read them as.
 
-Owns how strongly a rate leans on its parent (estimated from the data) and the transforms of counts. Must not know
-where counts come from or which network reads them.
+Owns the transforms of counts. Must not know where counts come from, how strongly a rate leans on its parent
+(features/strength.py) or which network reads the inputs.
 
 Invariants: a rate leans on the rate of the same value in the next longer memory, the longest memory on the next
 coarser level or on the overall rate, so a value without counts says nothing but its parent; clicks above the
@@ -13,54 +13,23 @@ Shape legend: `N` rows, `S` slots, `F` fields, `H` half-lives, `P` dense inputs.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from features.encode import Keys, slot_fields
 from features.fields import Field, slot_counts
-from features.priors import STRENGTH_DEFAULT, Counts, Floats, PriorTable, find
+from features.priors import Counts, Floats, PriorTable, find
 
 ROWS_MAX = 32_768  # rows turned into inputs at a time: bounds the temporaries, changes no value
-STRENGTH_MIN, STRENGTH_MAX = 1.0, 1000.0  # chosen by hand: beyond, a rate is noise or its parent anyway
-VALUES_MIN = 10  # fewer values of a field tell nothing about how rates differ among them; chosen by hand
-EVIDENCE_MIN = 2.0  # a value with fewer impressions tells nothing about its rate; chosen by hand
 ROOT_STRENGTH = 100.0  # what a shorter overall rate leans on the longer one with; chosen by hand
 LOGIT_MAX = 12.0  # rates closer to 0 or 1 than exp(-12) are taken as that
 ROOT_INPUT = 1  # the dense input that is the overall rate's logit
 LEVEL_INPUTS = 2  # so many dense inputs come first that set the level alone: 1 and the overall rate; the rest is near 0
 LOG_COUNT_SCALE = 0.2  # brings log1p(n) of up to about a million impressions to the size of the other inputs
-
-
-def estimate_strength(table: PriorTable) -> PriorTable:
-    """Return the table with the strength of each field's prior, in impressions, estimated from its counts.
-
-    Fields with too few values keep the default.
-
-    Source: method of moments for the Beta-binomial with weights n (Kleinman 1973, eq. 3.1 onwards), clamped.
-    """
-    n_fields, n_half_lives = table.strength.shape
-    strength = np.full(table.strength.shape, STRENGTH_DEFAULT)
-    for h in range(n_half_lives):
-        known = table.n[:, h] >= EVIDENCE_MIN
-        field, n = table.field[known], table.n[known, h]
-        c = np.minimum(table.c[known, h], n)
-
-        def total(weight: Floats, field: npt.NDArray[np.int16] = field) -> Floats:
-            return np.bincount(field, weight, minlength=n_fields).astype(np.float64)
-
-        n_values, impressions = total(np.ones_like(n)), total(n)
-        rate = np.clip(total(c) / np.maximum(impressions, EVIDENCE_MIN), 1e-9, 1.0 - 1e-9)
-        spread = total(n * (c / n - rate[field]) ** 2) / (rate * (1.0 - rate))
-        noise = n_values - 1.0
-        room = np.maximum(impressions - total(n * n) / np.maximum(impressions, EVIDENCE_MIN) - noise, 1e-9)
-        correlation = np.maximum((spread - noise) / room, 1e-9)
-        estimate = np.clip(1.0 / correlation - 1.0, STRENGTH_MIN, STRENGTH_MAX)
-        strength[:, h] = np.where(n_values >= VALUES_MIN, estimate, STRENGTH_DEFAULT)
-    return dataclasses.replace(table, strength=strength)
 
 
 def deviations(table: PriorTable, keys: Keys) -> npt.NDArray[np.float32]:
@@ -100,8 +69,7 @@ def dense_inputs(
     dense = np.empty((len(keys), dense_width(fields, len(table.half_lives_s))), np.float32)
     for first in range(0, len(keys), ROWS_MAX):
         rows = slice(first, first + ROWS_MAX)
-        part = Counts(counts.n[rows], counts.c[rows], counts.root_n[rows], counts.root_c[rows])
-        dense[rows] = _dense_inputs(part, keys[rows], table, fields, levels)
+        dense[rows] = _dense_inputs(counts.take(rows), keys[rows], table, fields, levels)
     return dense
 
 
@@ -128,16 +96,45 @@ def shares(keys: Keys, fields: Sequence[Field]) -> Floats:
     return share
 
 
-def _dense_inputs(
+def parent_rates(
     counts: Counts, keys: Keys, table: PriorTable, fields: Sequence[Field], levels: Sequence[str]
 ) -> Floats:
+    """Return the rate that each slot's rate leans on, in the order of the table's half-lives, (N, S, H).
+
+    The arguments are those of `dense_inputs`.
+    """
+    sought = np.argsort(np.argsort(table.half_lives_s, kind="stable"))
+    parent: Floats = 1.0 / (1.0 + np.exp(-_posteriors(counts, keys, table, fields, levels).parent[:, :, sought]))
+    return parent
+
+
+@dataclass(frozen=True)
+class _Posteriors:
+    """Rates as logits, the shortest half-life first.
+
+    Attributes:
+        n: Impressions behind each, (N, S, H).
+        root: The overall rate, (N, H).
+        parent: What each rate leans on, (N, S, H).
+        rate: (N, S, H).
+    """
+
+    n: Floats
+    root: Floats
+    parent: Floats
+    rate: Floats
+
+
+def _posteriors(
+    counts: Counts, keys: Keys, table: PriorTable, fields: Sequence[Field], levels: Sequence[str]
+) -> _Posteriors:
     shortest_first = np.argsort(table.half_lives_s, kind="stable")
     n, c = counts.n[:, :, shortest_first], counts.c[:, :, shortest_first]
     strength = table.strength[slot_fields(fields)][:, shortest_first]  # (S, H)
     root = _root_logits(counts.root_n[:, shortest_first], counts.root_c[:, shortest_first])  # (N, H)
     share = shares(keys, fields)
     parent = np.empty(n.shape)
-    rate = np.empty(n.shape)  # as a logit
+    rate = np.empty(n.shape)
     longest = n.shape[2] - 1
     parent[:, :, longest] = root[:, longest, None]
     rate[:, :, longest] = _rate(n[:, :, longest], c[:, :, longest], parent[:, :, longest], strength[:, longest])
@@ -149,8 +146,17 @@ def _dense_inputs(
     for h in range(longest - 1, -1, -1):
         parent[:, :, h] = rate[:, :, h + 1]
         rate[:, :, h] = _rate(n[:, :, h], c[:, :, h], parent[:, :, h], strength[:, h])
+    return _Posteriors(n, root, parent, rate)
+
+
+def _dense_inputs(
+    counts: Counts, keys: Keys, table: PriorTable, fields: Sequence[Field], levels: Sequence[str]
+) -> Floats:
+    found = _posteriors(counts, keys, table, fields, levels)
+    root, longest, share = found.root, found.root.shape[1] - 1, shares(keys, fields)
     columns = [np.ones((len(keys), 1)), root[:, longest:], root[:, :longest] - root[:, 1:]]
-    columns += [_pool(values * share[:, :, None], fields) for values in (rate - parent, np.log1p(n) * LOG_COUNT_SCALE)]
+    told = found.rate - found.parent, np.log1p(found.n) * LOG_COUNT_SCALE
+    columns += [_pool(values * share[:, :, None], fields) for values in told]
     return np.concatenate(columns, axis=1)
 
 

@@ -52,6 +52,10 @@ class Counts:
     root_n: Floats
     root_c: Floats
 
+    def take(self, rows: slice) -> Counts:
+        """Return those of some rows."""
+        return Counts(self.n[rows], self.c[rows], self.root_n[rows], self.root_c[rows])
+
 
 @dataclass(frozen=True)
 class SettledRows:
@@ -121,7 +125,7 @@ class PriorTable:
         c: Clicks, (V, H).
         root_n: Overall impressions, (H,).
         root_c: Overall clicks, (H,).
-        strength: How many impressions the prior of a field is worth, (F, H); see features/posteriors.py.
+        strength: How many impressions the prior of a field is worth, (F, H); see features/strength.py.
     """
 
     half_lives_s: Floats

@@ -23,7 +23,7 @@ from torch.nn import functional
 from features.encode import Keys
 from features.posteriors import ROWS_MAX, dense_inputs, dense_width, level_inputs, shares
 from features.priors import Counts
-from models.networks.logistic import base_logits
+from models.networks.logistic import base_inputs, base_logits
 from models.snapshot import Snapshot
 
 
@@ -110,7 +110,7 @@ class Predictor:
         with torch.inference_mode():
             for first in range(0, len(inputs), ROWS_MAX):
                 part = inputs.take(slice(first, first + ROWS_MAX))
-                base = base_logits(self._base, part.dense)
+                base = base_logits(self._base, base_inputs(part.dense, self._network.n_half_lives))
                 logits = self._network(functional.embedding(part.rows, self._embedding), part.share, part.dense, base)
                 found[first : first + ROWS_MAX] = logits.cpu().numpy()
         return found

@@ -24,7 +24,7 @@ from torch.nn import functional
 from features.encode import Keys, mix
 from models.batch import Inputs, minibatches
 from models.losses import Objective, Targets, objective_loss
-from models.networks.logistic import base_logits, calibration_inputs, newton_step
+from models.networks.logistic import base_inputs, base_logits, calibration_inputs, newton_step
 from models.networks.network import Network
 
 Tensors = dict[str, Tensor]
@@ -154,12 +154,12 @@ class Pass:
     def learn(self, inputs: Inputs, targets: Targets) -> None:
         """Move everything by one batch; every part sees what the others predicted before they moved."""
         state, network = self._state, self._network
-        dense = inputs.dense.to(torch.float64)  # once: both logistic regressions compute in doubles
+        read_by_base = base_inputs(inputs.dense, network.n_half_lives).to(torch.float64)
         embedded = functional.embedding(inputs.rows, state["embedding.rows"]).requires_grad_()  # (B, S, D)
-        logits = network(embedded, inputs.share, inputs.dense, base_logits(state["base.weight"], dense))
+        logits = network(embedded, inputs.share, inputs.dense, base_logits(state["base.weight"], read_by_base))
         loss = objective_loss(self._objective, logits, targets)
         of_embedded, *of_weights = torch.autograd.grad(loss, [embedded, *network.parameters()])
-        for name, read in (("base", dense), ("calibration", calibration_inputs(logits.detach()))):
+        for name, read in (("base", read_by_base), ("calibration", calibration_inputs(logits.detach()))):
             newton_step(state[f"{name}.weight"], state[f"{name}.curvature"], read, targets.clicks, targets.corrects)
         touched, of_rows = sum_by_row(inputs.rows, of_embedded)
         adagrad_step(state, touched, of_rows, self._embedding_learning_rate)

@@ -25,8 +25,9 @@ import torch
 
 from features.encode import slot_fields
 from features.fields import Field, slot_counts
-from features.posteriors import deviations, estimate_strength
+from features.posteriors import deviations
 from features.priors import CORRECTION, PriorTable, SettledRows, advance
+from features.strength import add_losses, best_strength, initial_losses
 from features.vocabulary import Vocabulary, revise
 from models.batch import Inputs, Predictor, make_inputs
 from models.drift import DriftWatch
@@ -41,6 +42,8 @@ from models.shadow import Shadow, follow, look, remember, settle
 from models.snapshot import FeaturePrior, Snapshot
 from models.train import initial_embedding, move_rows, resolve_device, train
 from models.window import Slide
+
+STRENGTH_LOSSES = "strength.losses"
 
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float32]
@@ -245,7 +248,7 @@ class Learner:
             if len(examples.late.keys):
                 late = make_inputs(examples.late.keys, examples.late.counts, start, self._device)
                 inputs, targets = inputs.followed_by(late), targets.followed_by_late(len(late))
-            after = self._train(start, after, inputs, targets)
+            after = self._train(start, learn_strength(after, examples), inputs, targets)
         self._point(before, start, verdict.decision, shadow)
         self.latest = after
         impressions = slide.frame.filter(pl.col("kind") != CORRECTION)
@@ -401,16 +404,18 @@ class Learner:
             seed=plan.seed,
             slide=after.slide,
         )
-        priors = estimate_strength(after.priors)
         vocabulary, source = revise(
-            after.vocabulary, priors, admit_min=plan.admit_min, forget_min=plan.forget_min, values_max=plan.values_max
+            after.vocabulary,
+            after.priors,
+            admit_min=plan.admit_min,
+            forget_min=plan.forget_min,
+            values_max=plan.values_max,
         )
-        initial = deviations(priors, vocabulary.keys) if "initial" in plan.ways else None
+        initial = deviations(after.priors, vocabulary.keys) if "initial" in plan.ways else None
         return dataclasses.replace(
             after,
             tensors=move_rows(tensors, source, vocabulary.keys, plan.seed, initial),
             vocabulary=vocabulary,
-            base=dataclasses.replace(after.base, strength=priors.strength),
             learnt=(*after.learnt, after.slide),
             shadow=remember(after.shadow, after.slide),
         )
@@ -422,6 +427,7 @@ def initial_snapshot(plan: Plan) -> Snapshot:
     network = build_network(
         plan.network, plan.fields, dim=plan.dim, hidden=plan.hidden, ways=plan.ways, n_half_lives=n_half_lives
     )
+    strength = {STRENGTH_LOSSES: torch.from_numpy(initial_losses(len(plan.fields), n_half_lives))}
     tensors = initial_tensors(network, fields=plan.fields, n_half_lives=n_half_lives, seed=plan.seed)
     return Snapshot(
         family=plan.family,
@@ -434,7 +440,7 @@ def initial_snapshot(plan: Plan) -> Snapshot:
         hidden=plan.hidden,
         prior=plan.prior,
         ways=plan.ways,
-        tensors=tensors | initial_embedding(plan.dim),
+        tensors=tensors | initial_embedding(plan.dim) | strength,
         vocabulary=Vocabulary.empty(),
         base=PriorTable.empty(plan.half_lives_s, len(plan.fields)),
         recent=SettledRows.empty(sum(slot_counts(plan.fields))),
@@ -458,6 +464,19 @@ def count_slide(before: Snapshot, slide: Slide, settled: SettledRows, plan: Plan
     recent = settled.between(moment_s, math.inf)
     origin = origin_s(before, slide)
     return dataclasses.replace(before, slide=slide.index, end_s=slide.end_s, origin_s=origin, base=base, recent=recent)
+
+
+def learn_strength(after: Snapshot, examples: Examples) -> Snapshot:
+    """Return the snapshot with the strengths of its priors, from the losses of a slide's examples too."""
+    if after.prior == "none" or not len(examples.clicks):
+        return after
+    known, counted = after.tensors[STRENGTH_LOSSES].numpy(), examples.before.base
+    losses = add_losses(known, examples.counts, examples.keys, examples.clicks, counted, after.fields, after.levels)
+    return dataclasses.replace(
+        after,
+        tensors={**after.tensors, STRENGTH_LOSSES: torch.from_numpy(losses)},
+        base=dataclasses.replace(after.base, strength=best_strength(losses)),
+    )
 
 
 def origin_s(before: Snapshot, slide: Slide) -> float:

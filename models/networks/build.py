@@ -14,7 +14,7 @@ from features.encode import slot_fields
 from features.fields import Field
 from features.posteriors import dense_width
 from models.networks.dcn import Dcn
-from models.networks.logistic import initial_base, initial_calibration
+from models.networks.logistic import base_width, initial_base, initial_calibration
 from models.networks.mlp import Mlp
 from models.networks.network import Network, Way
 
@@ -40,7 +40,7 @@ def initial_tensors(network: Network, *, fields: Sequence[Field], n_half_lives: 
     Together they predict the overall click rate.
     """
     network.initialise(torch.Generator().manual_seed(seed))
-    base = initial_base(dense_width(fields, n_half_lives))
+    base = initial_base(base_width(dense_width(fields, n_half_lives), n_half_lives))
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"base.{name}": tensor for name, tensor in base.items()}
     return tensors | {f"calibration.{name}": tensor for name, tensor in initial_calibration().items()}

@@ -1,15 +1,16 @@
 """Logistic regressions learnt by Newton steps: the base of every network, and the calibration behind it.
 
-Owns their arithmetic: what they predict and how one batch moves them. The base reads the dense inputs; the calibration
-reads the network's logit alone and puts its slope and level right (Platt scaling, followed over time). Must not know
-embeddings or networks.
+Owns their arithmetic: what they read, what they predict and how one batch moves them. The base reads the dense inputs,
+what each rate says times the evidence behind it, and the evidence beyond some amounts: so it can believe a rate the
+more the more was counted, as trees on the same inputs learn to. The calibration reads the network's logit alone and
+puts its slope and level right (Platt scaling, followed over time). Must not know embeddings or networks.
 
 Invariants: there is no learning rate to choose: each step solves for the optimum of a quadratic model of everything
 seen, so its size follows from the data; the curvature halves with `MEMORY_ROWS`, so it never stops learning; the ridge
 stays whole, so an input that is constant or missing cannot make a step large. All in doubles, but for the product that
 one batch adds to the curvature.
 
-Shape legend: `B` batch, `P` dense inputs.
+Shape legend: `B` batch, `P` dense inputs, `H` half-lives, `Q` inputs of the base.
 """
 
 from __future__ import annotations
@@ -19,14 +20,26 @@ from torch import Tensor
 
 from features.posteriors import ROOT_INPUT
 
-RIDGE = 1.0  # rows' worth of doubt about each weight at the start; chosen by hand
+RIDGE = 10.0  # doubt about each weight at the start, in curvature; best of 1, 10, 30, 100 on two logs' first slides
+KNOTS = (0.5, 1.0)  # evidence beyond which its slope may change, as log1p(n) is scaled: 11 and 147 impressions; by hand
 STEP_MAX = 2.0  # by which a batch may move the logit of a row of its own: the quadratic model holds near by; by hand
 CALIBRATION_RIDGE = 100.0  # likewise: a few hundred rows must not turn slope and level; chosen by hand
 MEMORY_ROWS = 350_000.0  # rows after which the curvature has halved; as good as no forgetting on two logs' warm-up
 
 
+def base_inputs(dense: Tensor, n_half_lives: int) -> Tensor:
+    """Return what the base reads of dense inputs (B, P), in their precision: those and more, (B, Q)."""
+    rates, evidence = dense[:, 1 + n_half_lives :].chunk(2, dim=1)
+    return torch.cat([dense, rates * evidence, *((evidence - knot).clamp_min(0.0) for knot in KNOTS)], dim=1)
+
+
+def base_width(dense_width: int, n_half_lives: int) -> int:
+    """Return Q for P dense inputs."""
+    return dense_width + (1 + len(KNOTS)) * ((dense_width - 1 - n_half_lives) // 2)
+
+
 def initial_base(width: int) -> dict[str, Tensor]:
-    """Return weights (P,) and curvature (P, P) of a base that predicts the overall rate from `width` dense inputs."""
+    """Return weights (Q,) and curvature (Q, Q) of a base that predicts the overall rate from `width` inputs."""
     weight = torch.zeros(width, dtype=torch.float64)
     weight[ROOT_INPUT] = 1.0
     return {"weight": weight, "curvature": torch.eye(width, dtype=torch.float64) * RIDGE}
@@ -45,26 +58,26 @@ def calibration_inputs(logits: Tensor) -> Tensor:
     return torch.stack([logits, torch.ones_like(logits)], dim=1)
 
 
-def base_logits(weight: Tensor, dense: Tensor) -> Tensor:
-    """Return the logits of the base, (B,), float32, from dense inputs of either precision."""
-    return (dense.to(torch.float64) @ weight).to(torch.float32)
+def base_logits(weight: Tensor, inputs: Tensor) -> Tensor:
+    """Return the logits of the base, (B,), float32, from its inputs (B, Q) of either precision."""
+    return (inputs.to(torch.float64) @ weight).to(torch.float32)
 
 
 def newton_step(
-    weight: Tensor, curvature: Tensor, dense: Tensor, clicks: Tensor, corrects: Tensor | None = None
+    weight: Tensor, curvature: Tensor, inputs: Tensor, clicks: Tensor, corrects: Tensor | None = None
 ) -> None:
-    """Move weight (P,) and curvature (P, P) in place by one batch.
+    """Move weight (Q,) and curvature (Q, Q) in place by one batch.
 
     Args:
         weight: Weights.
         curvature: Ridge plus decayed second derivatives of the log loss of all batches so far.
-        dense: (B, P).
+        inputs: (B, Q).
         clicks: 0 or 1, (B,).
         corrects: Which rows take back a non-click learnt before, (B,); see models/losses.py. Their loss is linear.
 
     Source: online Newton / recursive iteratively re-weighted least squares with forgetting; ours in its details.
     """
-    x = dense.to(torch.float64)
+    x = inputs.to(torch.float64)
     p = torch.sigmoid(x @ weight)
     error, curved = clicks.to(torch.float64) - p, p * (1.0 - p)
     if corrects is not None:
@@ -72,7 +85,7 @@ def newton_step(
     keep = 0.5 ** (len(x) / MEMORY_ROWS)
     curvature.mul_(keep)
     curvature.diagonal().add_((1.0 - keep) * RIDGE)
-    single = dense.to(torch.float32)  # a batch's part of the curvature needs no more, and takes half the time
+    single = inputs.to(torch.float32)  # a batch's part of the curvature needs no more, and takes half the time
     curvature.add_((single * curved.to(torch.float32)[:, None]).T @ single)
     gradient = x.T @ error
     step = torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(curvature))[:, 0]

@@ -45,6 +45,7 @@ class Network(nn.Module, ABC):
         super().__init__()
         widths = [len(list(slots)) for _, slots in itertools.groupby(slot_field)]
         self._pieces = _pieces(widths)
+        self.n_half_lives = (dense_width - 1) // (1 + 2 * len(widths))  # as features/posteriors.py lays inputs out
         self.is_dense, self.is_wide = "dense" in ways, "wide" in ways
         n_dense = dense_width - LEVEL_INPUTS
         self.width = len(widths) * dim + (n_dense if self.is_dense else 0)  # X

@@ -21,10 +21,10 @@ import polars as pl
 
 from features.encode import Keys
 from features.fields import COLUMN_PREFIX
-from features.posteriors import dense_inputs, estimate_strength
+from features.posteriors import dense_inputs
 from features.priors import Floats, Ints
 from models.examples import Examples, LateRows, read_examples
-from models.update import Learner, Plan, count_slide, initial_snapshot, origin_s
+from models.update import Learner, Plan, count_slide, initial_snapshot, learn_strength, origin_s
 from models.window import IMPRESSION, Slide
 
 Probabilities = npt.NDArray[np.floating]
@@ -145,8 +145,7 @@ class ControlStrategy:
         if len(rows):
             self._control.learn(rows, clicks)
         after = count_slide(self._counted, slide, examples.settled, self._plan)
-        base = dataclasses.replace(after.base, strength=estimate_strength(after.priors).strength)
-        self._counted = dataclasses.replace(after, base=base)
+        self._counted = learn_strength(after, examples)
         self._last = None
 
     def _rows(self, slide: Slide, read: Examples | LateRows) -> Rows:

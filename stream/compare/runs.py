@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import importlib.util
 import io
 import resource
@@ -19,6 +18,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+import features
+import models
 from infra.settings import Settings
 from models.strategies.tuning import Choices, with_choices
 from models.train import use_threads
@@ -99,8 +100,13 @@ class Run:
 
 
 def code_digest(name: str) -> str:
-    """Return a digest of the release and, of a strategy of the user's own, of its file, as that changes under work."""
-    parts = [importlib.metadata.version("freshrank").encode()]
+    """Return a digest of everything that learns: our files and, of a strategy of the user's own, its file."""
+    parts = [
+        path.read_bytes()
+        for package in (features, models)
+        for directory in package.__path__
+        for path in sorted(Path(directory).rglob("*.py"))
+    ]
     spec = importlib.util.find_spec(name.partition(":")[0]) if ":" in name else None
     if spec is not None and spec.origin is not None and spec.has_location:
         parts.append(Path(spec.origin).read_bytes())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.fields import Field
-from features.posteriors import ROOT_INPUT, ROWS_MAX, dense_inputs, dense_width, estimate_strength, shares
+from features.posteriors import ROOT_INPUT, ROWS_MAX, dense_inputs, dense_width, parent_rates, shares
 from features.priors import STRENGTH_DEFAULT, Counts, PriorTable
 
 FINE, COARSE = Field("ad", "item"), Field("tags", "item", "categories", values_max=2)
@@ -68,6 +68,17 @@ def test_a_fine_level_leans_on_the_coarse_ones_mean() -> None:
     assert 0.0 < levelled[4] < flat[4]  # its parents explain a part of its high rate
 
 
+def test_the_rates_that_are_leant_on_come_in_the_tables_order_of_half_lives() -> None:
+    counts = counts_of([[20.0, 200.0], *NOTHING[1:]], [[10.0, 100.0], *NOTHING[1:]])
+    [parent] = parent_rates(counts, KEYS, TABLE, FIELDS, ())
+    overall = 101 / 1002
+    long = (100.0 + STRENGTH_DEFAULT * overall) / (200.0 + STRENGTH_DEFAULT)
+    np.testing.assert_allclose(parent, [[long, overall], [overall, overall], [overall, overall]], atol=1e-9)
+    swapped = Counts(*(array[..., ::-1] for array in (counts.n, counts.c, counts.root_n, counts.root_c)))
+    [reversed_] = parent_rates(swapped, KEYS, PriorTable.empty((1000.0, 10.0), 2), FIELDS, ())
+    np.testing.assert_allclose(reversed_, parent[:, ::-1])
+
+
 def test_several_values_are_averaged_over_those_present() -> None:
     n, c = [[0, 0], [0, 50.0], [0, 50.0]], [[0, 0], [0, 40.0], [0, 5.0]]
     [both], [first], [second] = (
@@ -107,33 +118,6 @@ def test_more_rows_than_are_turned_at_a_time_get_the_same_inputs() -> None:
     np.testing.assert_array_equal(dense, np.repeat(read(one), n_rows, axis=0))
 
 
-@pytest.mark.parametrize("strength", [3.0, 30.0, 300.0])
-def test_the_strength_is_found_again_in_counts_drawn_with_it(strength: float) -> None:
-    rng = np.random.default_rng(0)
-    n = rng.integers(20, 400, (4000, 1)).astype(np.float64)
-    c = rng.binomial(n.astype(np.int64), rng.beta(0.2 * strength, 0.8 * strength, n.shape)).astype(np.float64)
-    table = PriorTable.empty((1000.0,), 2)
-    table = dataclasses.replace(
-        table, keys=np.arange(1, 4001, dtype=np.uint64), field=np.ones(4000, np.int16), n=n, c=c
-    )
-    estimated = estimate_strength(table).strength
-    assert estimated[1, 0] == pytest.approx(strength, rel=0.15)
-    assert estimated[0, 0] == STRENGTH_DEFAULT  # a field without values
-
-
-@pytest.mark.parametrize("clicked", [0.0, 1.0])
-def test_a_field_that_was_never_or_always_clicked_has_a_strength_all_the_same(clicked: float) -> None:
-    n = np.full((50, 1), 10.0)
-    table = dataclasses.replace(
-        PriorTable.empty((1000.0,), 1),
-        keys=np.arange(1, 51, dtype=np.uint64),
-        field=np.zeros(50, np.int16),
-        n=n,
-        c=n * clicked,
-    )
-    assert np.isfinite(estimate_strength(table).strength).all()
-
-
 _SHARES = [[1.0, 0.5, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
 
 
@@ -148,12 +132,3 @@ def test_an_overall_rate_whose_clicks_exceed_its_impressions_is_one_of_clicks_al
         Counts(np.zeros((1, 3, 2)), np.zeros((1, 3, 2)), np.full((1, 2), 5.0), np.full((1, 2), c)) for c in (7.0, 5.0)
     )
     np.testing.assert_array_equal(read(late), read(bounded))
-
-
-def test_clicks_added_late_do_not_make_rates_look_more_different_than_they_can_be() -> None:
-    rng = np.random.default_rng(0)
-    n = np.full((40, 2), 10.0)
-    c = np.where(rng.random((40, 1)) < 0.3, 10.0, 2.0).repeat(2, axis=1)
-    table = dataclasses.replace(TABLE, keys=np.arange(1, 41, dtype=np.uint64), field=np.zeros(40, np.int16), n=n, c=c)
-    late = dataclasses.replace(table, c=np.where(c == 10.0, 14.0, c))
-    np.testing.assert_array_equal(estimate_strength(late).strength, estimate_strength(table).strength)

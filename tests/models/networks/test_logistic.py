@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from models.networks.logistic import RIDGE, STEP_MAX, base_logits, initial_base, newton_step
+from models.networks.logistic import (
+    KNOTS,
+    RIDGE,
+    STEP_MAX,
+    base_inputs,
+    base_logits,
+    base_width,
+    initial_base,
+    newton_step,
+)
 
 
 def learn(dense: torch.Tensor, clicks: torch.Tensor, batch_rows: int) -> torch.Tensor:
@@ -18,7 +27,7 @@ def learn(dense: torch.Tensor, clicks: torch.Tensor, batch_rows: int) -> torch.T
 @pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
 def test_the_planted_weights_are_found_whatever_the_batch_and_the_scale(batch_rows: int, scale: float) -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(10_000, 3))
+    x = rng.normal(size=(40_000, 3))
     p = 1.0 / (1.0 + np.exp(-(x @ [1.0, -0.5, 0.0] - 1.0)))
     dense = torch.tensor(np.column_stack([np.ones(len(x)), x * scale]), dtype=torch.float32)
     weight = learn(dense, torch.tensor(rng.random(len(x)) < p, dtype=torch.float64), batch_rows)
@@ -96,3 +105,27 @@ def test_one_batch_moves_no_row_of_its_own_further_than_the_quadratic_model_hold
     newton_step(state["weight"], state["curvature"], dense, torch.ones(10))
     moved = base_logits(state["weight"], dense) - before
     assert moved.abs().max().item() == pytest.approx(STEP_MAX, rel=1e-5)
+
+
+def test_the_base_reads_rates_by_their_evidence() -> None:
+    # Two half-lives, two fields.
+    level, rates, evidence = [1.0, -2.0, 0.1], [0.5, -0.25, 0.0, 1.0], [0.2, 0.6, 1.5, 0.0]
+    [read] = base_inputs(torch.tensor([level + rates + evidence]), 2).tolist()
+    beyond = [max(e - knot, 0.0) for knot in KNOTS for e in evidence]
+    products = [r * e for r, e in zip(rates, evidence, strict=True)]
+    assert read == pytest.approx(level + rates + evidence + products + beyond)
+    assert len(read) == base_width(11, 2)
+
+
+def test_the_base_believes_a_rate_the_more_the_more_was_counted() -> None:
+    torch.manual_seed(0)
+    rates, evidence = torch.randn(20_000, 1), torch.rand(20_000, 1) * 1.5
+    inputs = base_inputs(torch.cat([torch.ones(20_000, 1), torch.zeros(20_000, 1), rates, evidence], dim=1), 1)
+    clicks = torch.bernoulli(torch.sigmoid(rates * evidence)[:, 0])
+    state = initial_base(base_width(4, 1))
+    for part in range(0, 20_000, 1000):
+        rows = slice(part, part + 1000)
+        newton_step(state["weight"], state["curvature"], inputs[rows], clicks[rows])
+    weight = state["weight"]
+    assert abs(float(weight[2])) < 0.2  # of the rate itself
+    assert float(weight[4]) == pytest.approx(1.0, abs=0.2)  # of its product with the evidence
