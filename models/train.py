@@ -42,10 +42,25 @@ def use_threads(threads: int) -> None:
 
 
 def resolve_device(device: str) -> str:
-    """Return "cuda" or "cpu" for "auto", and any other device as it is."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return "cuda" or "cpu" for "auto", and any other device as it is.
+
+    Raises:
+        ValueError: If "cuda" is asked for and torch finds no GPU.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise ValueError(
+            '[update] device must be "auto" or "cpu" where torch finds no GPU, got "cuda"; install a driver that'
+            f" torch {torch.__version__} can use, or take another device"
+        )
+    return ("cuda" if has_gpu else "cpu") if device == "auto" else device
+
+
+def resolve_precision(precision: str, device: str) -> torch.dtype:
+    """Return what the network multiplies in while it learns: for "auto" bfloat16 on a GPU and float32 on a CPU."""
+    if precision == "auto":
+        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
 
 
 def initial_embedding(dim: int) -> Tensors:
@@ -99,6 +114,7 @@ def train(
     learning_rate: float,
     embedding_learning_rate: float,
     batch_rows: int,
+    precision: str,
     seed: int,
     slide: int,
 ) -> Tensors:
@@ -113,6 +129,7 @@ def train(
         learning_rate: Of the network (Adam).
         embedding_learning_rate: Of embedding rows (Adagrad, one step size per row).
         batch_rows: Rows per step.
+        precision: Of the network's products; see `resolve_precision`. Weights, losses and what is solved stay exact.
         seed: Seed of the order of rows, together with the slide.
         slide: Number of the slide.
     """
@@ -121,10 +138,12 @@ def train(
     weights = _flatten(network)
     average = weights.clone()
     _resume_adam(state, weights)
+    dtype = resolve_precision(precision, device.type)
     network.train()
     for batch in minibatches(len(inputs), batch_rows, seed=seed, slide=slide):
         which = torch.from_numpy(batch).to(device)
-        gradient = _step(state, network, inputs.take(which), targets.take(which), objective, embedding_learning_rate)
+        part = inputs.take(which), targets.take(which)
+        gradient = _step(state, network, *part, objective, embedding_learning_rate, dtype)
         _adam_step(state, weights, gradient, learning_rate)
         share = max(1.0 - 0.5 ** (len(batch) / AVERAGE_ROWS), 1.0 / float(state["adam.steps"]))
         average.lerp_(weights, share)
@@ -142,6 +161,7 @@ def _step(  # noqa: PLR0917  # one batch: what it moves, what it is learnt from,
     targets: Targets,
     objective: Objective,
     embedding_learning_rate: float,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Move base, calibration and embedding by one batch and return the gradient of the network's weights, flat.
 
@@ -150,7 +170,8 @@ def _step(  # noqa: PLR0917  # one batch: what it moves, what it is learnt from,
     touched, place = torch.unique(inputs.rows, return_inverse=True)  # (U,), (B, S)
     rows = state["embedding.rows"][touched].requires_grad_()  # (U, D)
     base = base_logits(state["base.weight"], inputs.dense)
-    logits = network(functional.embedding(place, rows), inputs.share, inputs.dense, base)
+    with torch.autocast(rows.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+        logits = network(functional.embedding(place, rows), inputs.share, inputs.dense, base).to(torch.float32)
     loss = objective_loss(objective, logits, targets)
     of_rows, *of_weights = torch.autograd.grad(loss, [rows, *network.parameters()])
     for name, read in (("base", inputs.dense), ("calibration", calibration_inputs(logits.detach()))):
