@@ -160,6 +160,7 @@ class Ours:
             objective=Objective(),
             learning_rate=LEARNING_RATE,
             embedding_learning_rate=EMBEDDING_LEARNING_RATE,
+            precision="auto",
         )
 
     def sparse(self, batch: int) -> None:

@@ -175,6 +175,10 @@ class UpdateSettings(_Section, frozen=True):
         confidence_share: Size of confidence ranking's gradient relative to the log loss's.
         rows_max: How many rows of a slide are scored and learnt at most, for a trainer that cannot keep up; 0: all. Of
             more, requests are kept by a hash, so the same ones in each run. All rows are counted in the priors.
+        threads: How many threads of the CPU torch computes with; the bits of a model depend on it.
+        device: `auto`: a GPU where there is one, else the CPU.
+        precision: What the network multiplies in while it learns; `auto`: bfloat16 on a GPU, float32 on a CPU. Weights
+            and predictions are float32 in any case.
         confidence_margin: Logits by which the new model may be ahead of the earlier one and still be pushed.
     """
 
@@ -190,6 +194,7 @@ class UpdateSettings(_Section, frozen=True):
     threads: int = 1
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class GateSettings(_Section, frozen=True):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from models.drift import DriftWatch
 from models.evaluate import Evaluation, Floats, Ints, evaluate, log_losses
 from models.gate import SLICES, slice_items
 
@@ -68,11 +69,13 @@ class Figures:
         overall: On all rows.
         windows: By window.
         slices: By slice.
+        drift: By window, the detectors that raised an alarm over its predictions; they begin after the warm-up.
     """
 
     overall: Evaluation
     windows: tuple[Evaluation, ...]
     slices: dict[str, Evaluation]
+    drift: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def measure(rows: Scored, probabilities: npt.NDArray[np.floating]) -> Figures:
     groups = rows.groups
     edges = np.searchsorted(rows.window, np.arange(len(rows.start_s) + 1))
     parts = [slice(*edge) for edge in itertools.pairwise(edges.tolist())]
+    watch = DriftWatch()
     return Figures(
         overall=evaluate(probabilities, rows.clicks, groups),
         windows=tuple(evaluate(probabilities[part], rows.clicks[part]) for part in parts),
@@ -102,6 +106,7 @@ def measure(rows: Scored, probabilities: npt.NDArray[np.floating]) -> Figures:
             name: evaluate(probabilities[which], rows.clicks[which], groups[which])
             for name, which in rows.slices.items()
         },
+        drift=tuple(watch.look(probabilities[part], rows.clicks[part]) for part in parts),
     )
 
 

@@ -42,10 +42,25 @@ def use_threads(threads: int) -> None:
 
 
 def resolve_device(device: str) -> str:
-    """Return "cuda" or "cpu" for "auto", and any other device as it is."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return "cuda" or "cpu" for "auto", and any other device as it is.
+
+    Raises:
+        ValueError: If "cuda" is asked for and torch finds no GPU.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise ValueError(
+            '[update] device must be "auto" or "cpu" where torch finds no GPU, got "cuda"; install a driver that'
+            f" torch {torch.__version__} can use, or take another device"
+        )
+    return ("cuda" if has_gpu else "cpu") if device == "auto" else device
+
+
+def resolve_precision(precision: str, device: str) -> torch.dtype:
+    """Return what the network multiplies in while it learns: for "auto" bfloat16 on a GPU and float32 on a CPU."""
+    if precision == "auto":
+        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
 
 
 def initial_embedding(dim: int) -> Tensors:
@@ -99,6 +114,7 @@ def train(
     learning_rate: float,
     embedding_learning_rate: float,
     batch_rows: int,
+    precision: str,
     seed: int,
     slide: int,
 ) -> Tensors:
@@ -113,6 +129,7 @@ def train(
         learning_rate: Of the network (Adam).
         embedding_learning_rate: Of embedding rows (Adagrad, one step size per row).
         batch_rows: Rows per step.
+        precision: Of the network's products; see `resolve_precision`. Weights, losses and what is solved stay exact.
         seed: Seed of the order of rows, together with the slide.
         slide: Number of the slide.
     """
@@ -122,6 +139,7 @@ def train(
         objective=objective,
         learning_rate=learning_rate,
         embedding_learning_rate=embedding_learning_rate,
+        precision=precision,
     )
     for batch in minibatches(len(inputs), batch_rows, seed=seed, slide=slide):
         which = torch.from_numpy(batch).to(targets.clicks.device)
@@ -140,6 +158,7 @@ class Pass:
         objective: Objective,
         learning_rate: float,
         embedding_learning_rate: float,
+        precision: str,
     ) -> None:
         """Begin with copies of the tensors; the arguments are those of `train`."""
         self._objective = objective
@@ -149,6 +168,7 @@ class Pass:
         self._weights = _flatten(network)
         self._average = self._weights.clone()
         self._state = {name: tensor.to(self._weights.device, copy=True) for name, tensor in tensors.items()}
+        self._dtype = resolve_precision(precision, self._weights.device.type)
         _resume_adam(self._state, self._weights)
 
     def learn(self, inputs: Inputs, targets: Targets) -> None:
@@ -156,7 +176,9 @@ class Pass:
         state, network = self._state, self._network
         read_by_base = base_inputs(inputs.dense, network.n_half_lives).to(torch.float64)
         embedded = functional.embedding(inputs.rows, state["embedding.rows"]).requires_grad_()  # (B, S, D)
-        logits = network(embedded, inputs.share, inputs.dense, base_logits(state["base.weight"], read_by_base))
+        base = base_logits(state["base.weight"], read_by_base)
+        with torch.autocast(base.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16):
+            logits = network(embedded, inputs.share, inputs.dense, base).to(torch.float32)
         loss = objective_loss(self._objective, logits, targets)
         of_embedded, *of_weights = torch.autograd.grad(loss, [embedded, *network.parameters()])
         for name, read in (("base", read_by_base), ("calibration", calibration_inputs(logits.detach()))):

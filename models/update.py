@@ -89,6 +89,7 @@ class Plan:
     rows_max: int
     seed: int
     device: str
+    precision: str
     warmup_s: float
     window_s: float
     lookback_s: float
@@ -401,6 +402,7 @@ class Learner:
             learning_rate=plan.learning_rate,
             embedding_learning_rate=plan.embedding_learning_rate,
             batch_rows=plan.batch_rows,
+            precision=plan.precision,
             seed=plan.seed,
             slide=after.slide,
         )

@@ -272,9 +272,10 @@ def backtest(
             def show(step: Step, counts: Counts) -> None:
                 report = step.report
                 loss, auc = report.latest.logloss, report.latest.auc
+                drift = f"; drift, says {' and '.join(report.drift)}" if report.drift else ""
                 _say(
                     f"slide {report.slide}: {report.rows} rows, log loss {_figure(loss)}, AUC {_figure(auc)},"
-                    f" {report.decision}: {report.reason}"
+                    f" {report.decision}: {report.reason}{drift}"
                 )
                 status(f"{counts.records:,} events")
 

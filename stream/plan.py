@@ -61,6 +61,7 @@ def new_plan(settings: Settings) -> Plan:
         embedding_learning_rate=update.embedding_learning_rate,
         batch_rows=update.batch_rows,
         rows_max=update.rows_max,
+        precision=update.precision,
         seed=update.seed,
         device=update.device,
         warmup_s=settings.window.warmup_s,

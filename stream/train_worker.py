@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from infra.metrics import TrainMetrics
 from infra.settings import Settings, registry_url
 from models.registry import Registry
-from models.train import use_threads
+from models.train import resolve_device, use_threads
 from models.update import Learner, UpdateReport
 from models.window import Slide, Window
 from stream.announcement import Announcement, Promotion, encode_announcement, newest_announcement
@@ -44,7 +44,11 @@ def run_train_worker(settings: Settings, *, registry: CollectorRegistry | None =
     Args:
         settings: Of the deployment.
         registry: Where the metrics go.
+
+    Raises:
+        ValueError: If the device that is asked for is missing.
     """
+    resolve_device(settings.update.device)  # says what is missing before anything is taken
     cluster = find_cluster(settings)
     app = make_app(cluster, f"train-{settings.model.family}")
     service = TrainService(settings, cluster, group=trainer_group(settings, cluster), registry=registry)

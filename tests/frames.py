@@ -93,6 +93,7 @@ def plan(**changes: Any) -> Plan:
         "rows_max": 0,
         "seed": 0,
         "device": "cpu",
+        "precision": "auto",
         "warmup_s": 0.0,
         "window_s": 0.0,
         "lookback_s": 2 * WAIT_S,

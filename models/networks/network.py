@@ -109,7 +109,7 @@ def linear_of_parts(layer: nn.Linear, parts: Sequence[Tensor]) -> Tensor:
     first, *others = zip(parts, layer.weight.split([part.shape[1] for part in parts], dim=1), strict=True)
     out = functional.linear(*first, layer.bias)
     for part, weight in others:
-        out.addmm_(part, weight.T)
+        out = torch.addmm(out, part, weight.T)
     return out
 
 

@@ -135,8 +135,15 @@ class Refresher:
     def _load(self, version: str) -> Scorer:
         """Return a scorer that has proved itself on the last request; the first call of a network is its slowest."""
         snapshot, _ = self._registry.load(version, fields=self._fields)
-        scorer = Scorer.from_snapshot(snapshot)
         frame, time_s = self._sample()
-        if not np.isfinite(scorer.score(frame, time_s)).all():
+        try:
+            scorer = Scorer.from_snapshot(snapshot)
+            scores = scorer.score(frame, time_s)
+        except LookupError as error:
+            rule = "hold every tensor that this release reads"
+            raise SnapshotError(
+                f"snapshot {version} must {rule}, got no {error}; use the release that wrote it"
+            ) from error
+        if not np.isfinite(scores).all():
             raise SnapshotError(f"snapshot {version} must give finite probabilities, got others on the last request")
         return scorer

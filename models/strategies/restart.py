@@ -136,6 +136,7 @@ class Restart:
             learning_rate=plan.learning_rate,
             embedding_learning_rate=plan.embedding_learning_rate,
             batch_rows=plan.batch_rows,
+            precision=plan.precision,
             seed=plan.seed,
             slide=part.slide,
         )

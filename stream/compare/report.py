@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from models.comparison import Scored, compare, measure
+from models.drift import DETECTORS
 from models.evaluate import Evaluation
 from stream.compare.runs import Run
 
@@ -48,10 +49,12 @@ def to_report(name: str, rows: Scored, runs: Runs) -> dict[str, Any]:
 def _strategy(rows: Scored, by_seed: Sequence[Run]) -> dict[str, Any]:
     figures = [measure(rows, run.probabilities) for run in by_seed]
     windows = [_mean([one.windows[k] for one in figures]) for k in range(len(rows.start_s))]
+    drift = [[name for name in DETECTORS if any(name in one.drift[k] for one in figures)] for k in range(len(windows))]
     return {
         **{key: _mean_of([getattr(one.overall, key) for one in figures]) for key in OVERALL},
         "per_window": [
-            {"start": float(rows.start_s[k]), "end": float(rows.end_s[k]), **window} for k, window in enumerate(windows)
+            {"start": float(rows.start_s[k]), "end": float(rows.end_s[k]), **window, "drift": drift[k]}
+            for k, window in enumerate(windows)
         ],
         "slices": {name: _mean([one.slices[name] for one in figures], with_gauc=True) for name in rows.slices},
         "seeds": [{key: getattr(one.overall, key) for key in OVERALL} for one in figures],
@@ -114,7 +117,19 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         cells += [_figure(found["calibration"], 3), *(_figure(one["logloss"]) for one in found["slices"].values())]
         cells += [f"{found['train_s']:.1f}", f"{found['predict_s']:.1f}", f"{found['peak_mb']:.0f}"]
         lines.append(_row(cells))
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_drift_lines(dict(strategies)), ""])
+
+
+def _drift_lines(strategies: Mapping[str, Any]) -> list[str]:
+    """Return where drift alarms fell, a line for each strategy that had any."""
+    lines = []
+    for name, found in strategies.items():
+        alarms = [(number, one["drift"]) for number, one in enumerate(found["per_window"], start=1) if one["drift"]]
+        if alarms:
+            lines.append(f"- {name}: " + ", ".join(f"window {number} ({', '.join(by)})" for number, by in alarms))
+    if not lines:
+        return ["No drift alarm for any strategy."]
+    return ["Drift alarms, by window after the warm-up (in the plots: crosses):", "", *lines]
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -134,7 +149,9 @@ def _plot(report: Mapping[str, Any], key: str, title: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
     for name, found in report["strategies"].items():
         values = [np.nan if window[key] is None else window[key] for window in found["per_window"]]
-        axes.plot(range(1, len(values) + 1), values, label=name, linewidth=1.2)
+        (line,) = axes.plot(range(1, len(values) + 1), values, label=name, linewidth=1.2)
+        alarms = [k for k, window in enumerate(found["per_window"]) if window["drift"]]
+        axes.plot([k + 1 for k in alarms], [values[k] for k in alarms], "x", color=line.get_color(), markersize=9)
     axes.set_xlabel("window after the warm-up")
     axes.set_ylabel(title)
     axes.set_title(f"{report['name']}: {title}")

@@ -97,11 +97,12 @@ def deploy(
     slide_s: float = 0.0,
     kafka: str = "",
     ledger: str = "",
+    update: str = "",
 ) -> Deployment:
     """Return a deployment with its topics and its log, nothing running yet.
 
-    Without `data_dir` its log is `rows` rows of the simulated world; with `slide_s` its slides are that long; `kafka`
-    and `ledger` are further lines of those sections.
+    Without `data_dir` its log is `rows` rows of the simulated world; with `slide_s` its slides are that long; `kafka`,
+    `ledger` and `update` are further lines of those sections.
     """
     if data_dir is None and rows:
         write_simulated(directory / "simulated" / "impressions.parquet", seed=3, rows=rows)
@@ -120,6 +121,8 @@ partitions = 3
 {kafka}
 {"[ledger]" if ledger else ""}
 {ledger}
+{"[update]" if update else ""}
+{update}
 [registry]
 url = "{directory / "registry"}"
 keep = 100

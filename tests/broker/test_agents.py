@@ -52,3 +52,22 @@ async def test_second_trainer_of_a_family_exits_and_says_why(settled: Deployment
             assert await asyncio.to_thread(second.wait, 60.0) == 1
         assert first.poll() is None
     assert "one trainer per model family" in settled.log("train")
+
+
+@pytest.mark.slow
+async def test_an_overloaded_trainer_learns_some_of_every_slide_and_says_so(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str
+) -> None:
+    """What it keeps follows from the log alone: the backtest keeps the same."""
+    update = "rows_max = 500"
+    some = deploy(tmp_path, broker.bootstrap_servers, topic_prefix, rows=ROWS, slide_s=SLIDE_S, update=update)
+    windows = run_backtest(some.settings, read_arrivals(some.settings, [some.data_dir], RowCounts()))["windows"]
+    await some.replay()
+    with some.role("worker", "ledger"), some.role("worker", "train"):
+        await until(some.announced(len(windows)), 120.0)
+    found = [decode_announcement(record.value or b"") for record in await some.read("snapshots", 0)]
+    assert [(one.slide, one.latest, one.left_out) for one in found] == [
+        (one["slide"], one["latest_version"], one["left_out"]) for one in windows
+    ]
+    assert max(one.left_out for one in found) > 500
+    assert f"{windows[1]['left_out']} of {windows[1]['rows']} rows left out" in some.log("train")

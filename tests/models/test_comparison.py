@@ -32,6 +32,16 @@ def test_figures_by_window_and_slice_add_up_to_those_of_all_rows() -> None:
     assert set(figures.slices) == {"new", "rare", "common"}
 
 
+def test_drift_alarms_fall_where_predictions_become_wrong() -> None:
+    rows, truth = scored(n_rows=60_000, n_windows=10)
+    wrong = np.where(rows.window >= 6, 1.0 - truth, truth)
+    assert not any(measure(rows, truth).drift)
+    found = measure(rows, wrong).drift
+    assert len(found) == 10
+    assert not any(found[:6])
+    assert found[6]
+
+
 def test_requests_of_one_row_are_grouped_by_user() -> None:
     rows, _ = scored()
     assert np.array_equal(rows.groups, rows.users)

@@ -2,6 +2,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from features.priors import lookup
 from models.batch import Inputs, make_inputs
 from models.losses import Objective, Targets
 from models.snapshot import Snapshot
-from models.train import Tensors, fresh_rows, move_rows, resolve_device, train, use_threads
+from models.train import Tensors, fresh_rows, move_rows, resolve_device, resolve_precision, train, use_threads
 from models.update import STRENGTH_LOSSES
 from tests.frames import FIELDS, world
 from tests.models.learnt import learnt
@@ -26,7 +27,10 @@ def inputs_of(snapshot: Snapshot, rows: slice = slice(None)) -> Inputs:
 
 
 def trained(
-    inputs: Inputs, tensors: Mapping[str, torch.Tensor] = SNAPSHOT.tensors, learning_rate: float = 0.003
+    inputs: Inputs,
+    tensors: Mapping[str, torch.Tensor] = SNAPSHOT.tensors,
+    learning_rate: float = 0.003,
+    precision: str = "auto",
 ) -> Tensors:
     network = replace(SNAPSHOT, tensors=tensors).build()
     clicks = torch.from_numpy(ROWS["click"].to_numpy()[: len(inputs)].astype(np.float64))
@@ -39,6 +43,7 @@ def trained(
         learning_rate=learning_rate,
         embedding_learning_rate=0.05,
         batch_rows=100,
+        precision=precision,
         seed=0,
         slide=9,
     )
@@ -104,6 +109,7 @@ def test_the_first_step_of_a_weight_has_the_size_of_the_learning_rate_whatever_i
         learning_rate=0.01,
         embedding_learning_rate=0.0,
         batch_rows=50,
+        precision="auto",
         seed=0,
         slide=0,
     )
@@ -143,6 +149,29 @@ def test_rows_move_to_their_new_place_and_new_ones_are_fresh() -> None:
 def test_a_device_that_is_named_stays_and_auto_takes_what_there_is() -> None:
     assert resolve_device("cpu") == "cpu"
     assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be had")
+def test_a_gpu_that_is_asked_for_and_missing_is_an_error_that_says_so() -> None:
+    message = r'\[update\] device must be "auto" or "cpu" where torch finds no GPU, got "cuda"; install a driver'
+    with pytest.raises(ValueError, match=message):
+        resolve_device("cuda")
+
+
+def test_a_gpu_learns_in_bfloat16_and_a_cpu_in_float32_unless_told_otherwise() -> None:
+    assert resolve_precision("auto", "cuda") == resolve_precision("auto", "cuda:1") == torch.bfloat16
+    assert resolve_precision("auto", "cpu") == resolve_precision("float32", "cuda") == torch.float32
+    assert resolve_precision("bfloat16", "cpu") == torch.bfloat16
+
+
+def test_in_bfloat16_products_are_coarser_and_what_is_kept_is_not() -> None:
+    inputs = inputs_of(SNAPSHOT)
+    fine, coarse = trained(inputs), trained(inputs, precision="bfloat16")
+    assert [tensor.dtype for tensor in coarse.values()] == [tensor.dtype for tensor in fine.values()]
+    moved = fine["adam.weights"] - SNAPSHOT.tensors["adam.weights"]
+    apart = (coarse["adam.weights"] - fine["adam.weights"]).norm() / moved.norm()
+    assert 0.0 < float(apart) < 0.1
+    assert trained(inputs, precision="float32")["adam.weights"].equal(fine["adam.weights"])
 
 
 def test_threads_are_set() -> None:

@@ -24,6 +24,7 @@ from stream import cli
 from stream.backtest import Backtest
 from stream.cli import app
 from stream.compare.choose import choose, to_toml
+from stream.compare.report import to_markdown
 from stream.compare.store import SlideStore
 from stream.logs.reader import RowCounts
 from stream.logs.source import read_arrivals
@@ -281,3 +282,16 @@ def test_check_refuses_an_unknown_strategy_and_network(config: Path) -> None:
         result = call("check", config)
         assert result.exit_code == 2
         assert f"[{section}] {key} must be one of" in result.stderr
+
+
+def test_a_report_says_where_drift_alarms_fell() -> None:
+    window = {"rows": 9, "clicks": 1, "auc": 0.6, "logloss": 0.3, "calibration": 1.0}
+    found = {"logloss": 0.3, "auc": 0.6, "gauc": None, "ne": 0.9, "calibration": 1.0, "slices": {}}
+    found |= {"train_s": 1.0, "predict_s": 1.0, "peak_mb": 9.0}
+    quiet = found | {"per_window": [window | {"drift": []}] * 3}
+    alarmed = found | {"per_window": [window | {"drift": by} for by in ([], ["adwin", "page_hinkley"], ["adwin"])]}
+    report = {"name": "world", "rows": 27, "windows": 3, "paired": {}, "strategies": {"one": quiet, "two": alarmed}}
+    text = to_markdown(report)
+    assert "- two: window 2 (adwin, page_hinkley), window 3 (adwin)\n" in text
+    assert "- one" not in text
+    assert "No drift alarm for any strategy." in to_markdown(report | {"strategies": {"one": quiet}})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from models.registry import Registry
 from models.serving.rank import Scorer, candidate_frame
 from models.serving.schema import Ad
 from models.snapshot import Snapshot, SnapshotError
+from models.update import initial_snapshot
 from tests.models.serving.service import BODY, NOW_S, Service
 from tests.models.serving.test_rank import counted, published, update_from
 from tests.models.serving.trained import FIELDS, PLAN, slide, two_snapshots
@@ -72,6 +75,62 @@ async def test_a_broken_snapshot_is_refused_and_the_old_one_serves(
     assert serving(service).version == version(0)
     assert service.metric("freshrank_snapshot_swaps_total", outcome="refused") == 1.0
     assert f"snapshot {version(1)} is refused, {version(0)} goes on serving" in caplog.text
+
+
+def directory_of(registry_dir: Path, snapshot: str) -> Path:
+    (manifest,) = registry_dir.rglob(f"{snapshot}/manifest.json")
+    return manifest.parent
+
+
+def truncate(directory: Path) -> None:
+    path = directory / "tensors.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def cut_manifest(directory: Path) -> None:
+    path = directory / "manifest.json"
+    path.write_text(path.read_text()[:50])
+
+
+def make_newer(directory: Path) -> None:
+    path = directory / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "got"),
+    [
+        (truncate, "bytes of tensors, got "),
+        (cut_manifest, "must have a manifest in JSON with its format"),
+        (make_newer, "got format 99; use the release that wrote it"),
+    ],
+)
+async def test_a_snapshot_that_cannot_be_read_is_refused_by_name_and_the_old_one_serves(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None], got: str
+) -> None:
+    await service.refresher.bring_in(version(0))
+    harm(directory_of(tmp_path, version(1)))
+    assert not await service.refresher.bring_in(version(1))
+    assert serving(service).version == version(0)
+    assert f"snapshot {version(1)} is refused, {version(0)} goes on serving" in caplog.text
+    assert got in caplog.text
+    assert len(serving(service).score(FRAME, NOW_S)) == len(FRAME)
+
+
+async def test_a_snapshot_of_other_fields_or_without_what_is_needed_is_refused_by_name(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    await service.refresher.bring_in(version(0))
+    good = two_snapshots()[1]
+    other = initial_snapshot(dataclasses.replace(PLAN, fields=FIELDS[:-1]))
+    tensors = {name: tensor for name, tensor in good.tensors.items() if name != "calibration.weight"}
+    for bad in (other, dataclasses.replace(good, tensors=tensors)):
+        service.registry.save(bad, {})
+        assert not await service.refresher.bring_in(bad.version)
+        assert serving(service).version == version(0)
+        assert f"snapshot {bad.version} is refused" in caplog.text
+    assert "must have the fields user_id, age, hour, ad, tags, user_tags as they are configured" in caplog.text
+    assert "must hold every tensor that this release reads, got no 'calibration.weight'" in caplog.text
 
 
 async def test_a_snapshot_that_is_not_there_is_refused(service: Service) -> None:

@@ -48,6 +48,7 @@ PLAN = Plan(
     rows_max=0,
     seed=1,
     device="cpu",
+    precision="auto",
     warmup_s=1e9,
     window_s=0.0,
     lookback_s=WAIT_S,

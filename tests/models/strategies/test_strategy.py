@@ -27,6 +27,11 @@ def test_it_bears_odd_slides(name: str) -> None:
     checks.check_it_bears_odd_slides(name)
 
 
+@pytest.mark.parametrize("name", ["default+gate", pytest.param("ddp+cr+gate", marks=pytest.mark.slow)])
+def test_a_gate_bears_odd_slides(name: str) -> None:
+    checks.check_it_bears_odd_slides(name)
+
+
 @every_strategy
 def test_it_learns_late_clicks(name: str) -> None:
     checks.check_it_learns_late_clicks(name)
