@@ -12,7 +12,18 @@ from pathlib import Path
 
 from bench.report import write_report
 
-NAMES = ("broker", "stages", "ledger", "ledger_state", "bridge", "priors", "training", "vocabulary", "freshness", "loop")
+NAMES = (
+    "broker",
+    "stages",
+    "ledger",
+    "ledger_state",
+    "bridge",
+    "priors",
+    "training",
+    "vocabulary",
+    "freshness",
+    "loop",
+)
 
 
 def main() -> None:
