@@ -66,19 +66,14 @@ def estimate_strength(table: PriorTable) -> PriorTable:
 def deviations(table: PriorTable, keys: Keys) -> npt.NDArray[np.float32]:
     """Return how far the posterior rate of each value lies from the overall rate, longest memory, in logits, (K,).
 
-    A value that the table does not know does not deviate.
-
     Args:
         table: Counts and strengths.
-        keys: Values, (K,).
+        keys: Values that the table knows, (K,).
     """
-    at, known = find(table.keys, keys)
-    if not known.any():
-        return np.zeros(len(keys), np.float32)
+    at, _ = find(table.keys, keys)
     h = int(np.argmax(table.half_lives_s))
     root = _root_logits(table.root_n[None, [h]], table.root_c[None, [h]])[:, 0]
-    rate = _rate(table.n[at, h], table.c[at, h], root, table.strength[table.field[at], h])
-    return np.where(known, rate - root, 0.0).astype(np.float32)
+    return (_rate(table.n[at, h], table.c[at, h], root, table.strength[table.field[at], h]) - root).astype(np.float32)
 
 
 def dense_width(fields: Sequence[Field], n_half_lives: int) -> int:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from features.encode import Keys, slot_fields
+from features.encode import slot_fields
 from features.fields import Field, slot_counts
 from features.posteriors import deviations, estimate_strength
 from features.priors import CORRECTION, PriorTable, SettledRows, advance
@@ -237,13 +237,11 @@ class Learner:
             learnt=before.learnt if verdict.decision == "hold" else (),
         )
         if is_warmup or self._plan.learns == "always":
-            keys, inputs = examples.keys, scored.inputs[name]
-            targets = self._targets(examples, scored.logits[name])
+            inputs, targets = scored.inputs[name], self._targets(examples, scored.logits[name])
             if len(examples.late.keys):
                 late = make_inputs(examples.late.keys, examples.late.counts, start, self._device)
-                keys = np.concatenate([keys, examples.late.keys])
                 inputs, targets = inputs.followed_by(late), targets.followed_by_late(len(late))
-            after = self._train(start, after, keys, inputs, targets)
+            after = self._train(start, after, inputs, targets)
         self._point(before, start, verdict.decision, shadow)
         self.latest = after
         impressions = slide.frame.filter(pl.col("kind") != CORRECTION)
@@ -378,24 +376,16 @@ class Learner:
         evidence = torch.from_numpy(np.nan_to_num(examples.evidence, posinf=0.0)).to(self._device, torch.float32)
         return Targets(clicks, torch.from_numpy(teacher).to(self._device), self._plan.objective.trust(evidence))
 
-    def _train(self, start: Snapshot, after: Snapshot, keys: Keys, inputs: Inputs, targets: Targets) -> Snapshot:
-        """Return the snapshot after its vocabulary followed the counts and its network learnt the slide.
-
-        The vocabulary goes first: what is new in the slide learns from the slide.
-        """
+    def _train(self, start: Snapshot, after: Snapshot, inputs: Inputs, targets: Targets) -> Snapshot:
+        """Return the snapshot after its network learnt the slide and its vocabulary followed the counts."""
         if not len(inputs):
             return after
         assert after.slide is not None
         plan = self._plan
-        priors = estimate_strength(after.priors)
-        vocabulary, source = revise(
-            after.vocabulary, priors, admit_min=plan.admit_min, forget_min=plan.forget_min, rows_max=plan.rows_max
-        )
-        initial = deviations(self.latest.priors, vocabulary.keys) if "initial" in plan.ways else None
         tensors = train(
-            move_rows(after.tensors, source, vocabulary.keys, plan.seed, initial),
+            after.tensors,
             start.build(self._device),
-            dataclasses.replace(inputs, rows=torch.from_numpy(vocabulary.rows(keys)).to(self._device)),
+            inputs,
             targets,
             objective=plan.objective,
             learning_rate=plan.learning_rate,
@@ -404,9 +394,14 @@ class Learner:
             seed=plan.seed,
             slide=after.slide,
         )
+        priors = estimate_strength(after.priors)
+        vocabulary, source = revise(
+            after.vocabulary, priors, admit_min=plan.admit_min, forget_min=plan.forget_min, rows_max=plan.rows_max
+        )
+        initial = deviations(priors, vocabulary.keys) if "initial" in plan.ways else None
         return dataclasses.replace(
             after,
-            tensors=tensors,
+            tensors=move_rows(tensors, source, vocabulary.keys, plan.seed, initial),
             vocabulary=vocabulary,
             base=dataclasses.replace(after.base, strength=priors.strength),
             learnt=(*after.learnt, after.slide),

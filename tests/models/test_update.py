@@ -260,14 +260,6 @@ def test_counts_are_forgotten_with_their_evidence() -> None:
     assert len(learner.latest.priors.keys) == 4 < counted
 
 
-def test_what_is_new_in_a_slide_learns_from_that_slide() -> None:
-    learner = Learner(plan())
-    learner.learn(slide(1))
-    moved = learner.latest.tensors["embedding.squares"][1:] > 0.0
-    assert len(moved) > 20
-    assert moved.float().mean() > 0.9  # all but what stood in the first batch alone, before the head had moved
-
-
 def test_values_and_counts_stay_within_their_limits() -> None:
     learner = Learner(plan(rows_max=20, counts_max=30))
     for index in range(1, 5):
