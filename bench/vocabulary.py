@@ -55,7 +55,7 @@ PARTS = ("logloss", "bounded")
 STRATEGIES = ("finetune", "default")
 HASHES = {"hash": 1, "hash, quarter": 4}  # by what the number of rows is divided
 DISTINCT = 10_000_000
-SLIDES, SLIDE_ROWS, SLIDE_S = 40, 1_000_000, 3600.0
+SLIDES, SLIDE_ROWS, SLIDE_S = 15, 2_000_000, 3600.0
 MEMORIES_S = (3600.0, 86_400.0, 2_592_000.0)
 Floats = npt.NDArray[np.float64]
 
