@@ -19,8 +19,6 @@ from stream.slabs import Cells, Slab, Slabs
 
 SMALL_REQUEST_BYTES = 4096  # a row of a request up to this size is taken to be as large as the whole request
 
-SMALL_REQUEST_BYTES = 4096  # a row of a request up to this size is taken to be as large as the whole request
-
 NOT_GONE = 2**63  # beyond every offset
 
 
