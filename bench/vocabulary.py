@@ -36,7 +36,6 @@ import torch
 
 from bench.report import machine, write_report
 from features.encode import Keys, mix
-from features.posteriors import estimate_strength
 from features.priors import Ints, PriorTable, SettledRows, advance
 from features.vocabulary import Vocabulary, revise
 from infra.settings import Settings, read_settings, state_dir
@@ -167,8 +166,7 @@ def measure_bounded(counts_max: int | None, values_max: int) -> dict[str, Any]:
         slot_field = np.zeros(1, np.int16)
         to_s = (hour + 1) * SLIDE_S
         table = advance(table, rows, to_s, slot_field=slot_field, evidence_min=0.1, counts_max=counts_max)
-        known = estimate_strength(table)
-        vocabulary, source = revise(vocabulary, known, admit_min=2.0, forget_min=0.5, values_max=values_max)
+        vocabulary, source = revise(vocabulary, table, admit_min=2.0, forget_min=0.5, values_max=values_max)
         embedding = move_rows(embedding, source, vocabulary.keys, 0)
         peak = max(peak, process.memory_full_info().pss)
     high_water = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

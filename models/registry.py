@@ -29,7 +29,7 @@ from features.fields import Field
 from models.networks.network import Way
 from models.snapshot import FeaturePrior, Snapshot, SnapshotError, from_arrays, schema_digest, to_arrays
 
-FORMAT = 2  # 1: the gate's evidence was gathered by buckets, and there was no shadow
+FORMAT = 3  # 1: the gate's evidence by buckets, no shadow; 2: no losses of strengths, a base of fewer inputs
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 
 Manifest = dict[str, Any]

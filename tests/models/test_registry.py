@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from features.encode import encode
 from features.priors import lookup
 from models.batch import Predictor
-from models.registry import MANIFEST, TENSORS, Registry
+from models.registry import FORMAT, MANIFEST, TENSORS, Registry
 from models.snapshot import Snapshot, SnapshotError
 from models.update import Learner, initial_snapshot
 from tests.frames import FIELDS, plan, world
@@ -159,8 +159,8 @@ def rewritten(path: Path, **changes: object) -> None:
 def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path))
     version = registry.save(SNAPSHOT, {})
-    rewritten(tmp_path / version / MANIFEST, format=3)
-    with pytest.raises(SnapshotError, match=rf"snapshot {version} must have format 2, got format 3; use the release"):
+    rewritten(tmp_path / version / MANIFEST, format=FORMAT + 1)
+    with pytest.raises(SnapshotError, match=rf"snapshot {version} must have format {FORMAT}, got format {FORMAT + 1}"):
         registry.load(version)
 
 
@@ -181,7 +181,7 @@ def test_what_another_release_means_by_the_same_format_is_refused_by_name(
     registry = Registry(str(tmp_path))
     version = registry.save(SNAPSHOT, {})
     reseal(tmp_path / version, **{name: value})
-    with pytest.raises(SnapshotError, match=f"snapshot {version} must hold everything of format 2, got {got}"):
+    with pytest.raises(SnapshotError, match=f"snapshot {version} must hold everything of format {FORMAT}, got {got}"):
         registry.load(version)
 
 
