@@ -15,7 +15,7 @@ from models.update import Plan
 
 
 class PriorOnly:
-    """What is under every network of ours, alone."""
+    """Each rate and each amount of evidence has one weight: the plain form of what is under every network of ours."""
 
     learns_late = True
 
