@@ -2,9 +2,9 @@
 
 Owns the parts around an architecture. Must not know keys, vocabularies, optimisers or where inputs come from.
 
-Invariants: untrained it predicts the overall click rate, whatever the values are; it adds to the mean of the
-base's logit (a logistic regression on the same dense inputs) and the overall rate's, so it starts as good as counting
-and learns the rest: interactions and identities. It reads no input that sets the level alone: small steps on large,
+Invariants: untrained it predicts the overall click rate, whatever the values are; it adds to the logit of the base (a
+logistic regression on the same dense inputs), so it starts as good as counting and learns the rest: interactions and
+identities. It reads no input that sets the level alone: small steps on large,
 constant inputs would shake the level of a log with few clicks.
 
 Shape legend: `B` batch, `S` slots, `F` fields, `D` width of an embedding, `P` dense inputs, `X` what is interacted.
@@ -26,8 +26,6 @@ from features.posteriors import LEVEL_INPUTS, ROOT_INPUT
 
 Way = Literal["dense", "wide", "initial"]
 """How the feature prior gets in: as inputs of the network, as terms added to its logit, as the start of embeddings."""
-
-BASE_SHARE = 0.5  # best of {0, .5, 1} on the warm-up slides of MovieLens-1M and KuaiRand together
 
 
 class Network(nn.Module, ABC):
@@ -74,7 +72,7 @@ class Network(nn.Module, ABC):
         level, dense = dense[:, ROOT_INPUT], dense[:, LEVEL_INPUTS:]
         logits = self.interact([pooled, dense] if self.is_dense else [pooled])
         if self.is_wide:
-            level = BASE_SHARE * base + (1.0 - BASE_SHARE) * level + self.direct(dense)[:, 0]
+            level = base + self.direct(dense)[:, 0]
         return level + logits
 
     def _pool(self, weighted: Tensor) -> Tensor:

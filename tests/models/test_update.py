@@ -49,7 +49,7 @@ def test_the_network_finds_what_counts_of_single_values_cannot_say() -> None:
 
     without_cross = plan().fields[:2]
     learner = Learner(plan(fields=without_cross, hidden=(32, 16), dim=8, learning_rate=0.01))
-    reports = [learner.learn(rows(index)) for index in range(1, 10)]
+    reports = [learner.learn(rows(index)) for index in range(1, 16)]
     assert reports[-1].latest.auc is not None
     assert reports[-1].latest.auc > 0.75
 
