@@ -2,7 +2,7 @@
 
 Owns admission, expiry and the numbering of rows. Must not know embeddings or counts other than a value's evidence.
 
-Invariants: one value, one row (no collisions); row 0 is shared by all values that own none; rows stand in the order of
+Invariants: one value, one row (no collisions); row 0 stands for all values that own none; rows stand in the order of
 their keys, so the numbering depends on which values are known and on nothing else; it changes at slide boundaries
 only; its size is bounded, by `values_max` and by the evidence: at most (impressions in the longest memory) /
 `forget_min` rows per slot.
@@ -23,7 +23,7 @@ UNKNOWN_ROW = 0
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The values that own a row; `len` counts the shared row too.
+    """The values that own a row; `len` counts row 0 too.
 
     Attributes:
         keys: Ascending, (R,); the value keys[i] owns row i + 1.
@@ -37,7 +37,7 @@ class Vocabulary:
         return cls(np.zeros(0, np.uint64))
 
     def __len__(self) -> int:
-        """Return how many rows there are, the shared one included."""
+        """Return how many rows there are, row 0 included."""
         return len(self.keys) + 1
 
     def rows(self, keys: Keys) -> Ints:

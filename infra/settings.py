@@ -153,7 +153,7 @@ class ModelSettings(_Section, frozen=True):
         values_max: How many values may have one: beyond that, those with the least evidence have none.
     """
 
-    network: str = "mlp"
+    network: str = "dcn"
     family: str = "ctr"
     dim: int = 8
     hidden: tuple[int, ...] = (64, 32)
@@ -184,7 +184,7 @@ class UpdateSettings(_Section, frozen=True):
 
     strategy: str = "default"
     learning_rate: float = 0.001
-    embedding_learning_rate: float = 0.02
+    embedding_learning_rate: float = 0.2
     beta: float = 0.15 / (1.0 - 0.15)
     n0: float = 1000.0
     confidence_share: float = 0.03

@@ -23,7 +23,7 @@ from torch.nn import functional
 from features.encode import Keys
 from features.posteriors import ROWS_MAX, dense_inputs, dense_width, level_inputs, shares
 from features.priors import Counts
-from models.networks.logistic import base_inputs, base_logits
+from models.networks.logistic import base_inputs, base_logits, calibration_inputs
 from models.snapshot import Snapshot
 
 
@@ -100,17 +100,17 @@ class Predictor:
         return self.calibrate(self.logits(inputs))
 
     def calibrate(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the click probabilities that logits of this snapshot stand for, (N,)."""
-        slope, shift = self._snapshot.tensors["calibration.weight"].tolist()
-        return torch.sigmoid(torch.from_numpy(slope * logits.astype(np.float64) + shift)).numpy().astype(np.float32)
+        """Return the click probabilities that logits of this snapshot, (N, 2), stand for, (N,)."""
+        read = calibration_inputs(torch.from_numpy(logits).to(torch.float64))
+        return torch.sigmoid(read @ self._snapshot.tensors["calibration.weight"]).numpy().astype(np.float32)
 
     def logits(self, inputs: Inputs) -> npt.NDArray[np.float32]:
-        """Return the network's logits of such rows before they are calibrated, (N,)."""
-        found = np.empty(len(inputs), np.float32)
+        """Return the logits of base and network of such rows before they are calibrated, (N, 2)."""
+        found = np.empty((len(inputs), 2), np.float32)
         with torch.inference_mode():
             for first in range(0, len(inputs), ROWS_MAX):
                 part = inputs.take(slice(first, first + ROWS_MAX))
                 base = base_logits(self._base, base_inputs(part.dense, self._network.n_half_lives))
                 logits = self._network(functional.embedding(part.rows, self._embedding), part.share, part.dense, base)
-                found[first : first + ROWS_MAX] = logits.cpu().numpy()
+                found[first : first + ROWS_MAX] = torch.stack([base, logits], dim=1).cpu().numpy()
         return found

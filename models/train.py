@@ -5,15 +5,20 @@ where inputs come from.
 
 Invariants: tensors that come in are never changed, new ones go out; the bits depend on tensors, inputs, seed and slide
 number (on one CPU type and thread count); what predicts is an average of the network's weights along the way, as single
-steps shake the level of a log with few clicks; an embedding row is touched only by rows that hold its value; a fresh
-row depends on its key and the seed alone, not on when it came or beside whom.
+steps shake the level of a log with few clicks; an embedding row is touched only by rows that hold its value, and the
+one of unknown values never: what is new to the model adds nothing; a fresh row depends on its key and the seed alone,
+not on when it came or beside whom.
+
+The network learns on embeddings as they were before the pass, as those are what it meets in the slide to come: beside
+embeddings that have seen the other rows of the same user in the same slide it would learn to trust them too much. The
+embeddings themselves go on from row to row. Source: ours; measured in docs/adr/0009-*.md.
 
 Shape legend: `N` rows, `B` batch, `S` slots, `D` width of an embedding, `R` embedding rows, `P` dense inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +27,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from features.encode import Keys, mix
+from features.vocabulary import UNKNOWN_ROW
 from models.batch import Inputs, minibatches
 from models.losses import Objective, Targets, objective_loss
-from models.networks.logistic import base_inputs, base_logits, calibration_inputs, newton_step
+from models.networks.logistic import CALIBRATION_RIDGE, RIDGE, base_inputs, base_logits, calibration_inputs, newton_step
 from models.networks.network import Network
 
 Tensors = dict[str, Tensor]
@@ -64,7 +70,7 @@ def resolve_precision(precision: str, device: str) -> torch.dtype:
 
 
 def initial_embedding(dim: int) -> Tensors:
-    """Return an embedding that holds the shared row of unknown values alone."""
+    """Return an embedding that holds row 0 alone, that of unknown values: zeros, which are never trained."""
     return {"embedding.rows": torch.zeros(1, dim), "embedding.squares": torch.zeros(1, 1)}
 
 
@@ -170,25 +176,37 @@ class Pass:
         self._state = {name: tensor.to(self._weights.device, copy=True) for name, tensor in tensors.items()}
         self._dtype = resolve_precision(precision, self._weights.device.type)
         _resume_adam(self._state, self._weights)
+        rows = self._state["embedding.rows"]
+        self._rows_before = rows.clone() if float(self._state["adam.steps"]) else rows  # no pass was before the first
 
     def learn(self, inputs: Inputs, targets: Targets) -> None:
         """Move everything by one batch; every part sees what the others predicted before they moved."""
         state, network = self._state, self._network
         read_by_base = base_inputs(inputs.dense, network.n_half_lives).to(torch.float64)
-        embedded = functional.embedding(inputs.rows, state["embedding.rows"]).requires_grad_()  # (B, S, D)
         base = base_logits(state["base.weight"], read_by_base)
-        with torch.autocast(base.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16):
-            logits = network(embedded, inputs.share, inputs.dense, base).to(torch.float32)
-        loss = objective_loss(self._objective, logits, targets)
-        of_embedded, *of_weights = torch.autograd.grad(loss, [embedded, *network.parameters()])
-        for name, read in (("base", read_by_base), ("calibration", calibration_inputs(logits.detach()))):
-            newton_step(state[f"{name}.weight"], state[f"{name}.curvature"], read, targets.clicks, targets.corrects)
-        touched, of_rows = sum_by_row(inputs.rows, of_embedded)
-        adagrad_step(state, touched, of_rows, self._embedding_learning_rate)
+        before = functional.embedding(inputs.rows, self._rows_before)  # (B, S, D)
+        logits, of_weights = self._gradient(before, inputs, targets, base, [*network.parameters()])
+        now = functional.embedding(inputs.rows, state["embedding.rows"]).requires_grad_()
+        _, (of_now,) = self._gradient(now, inputs, targets, base, [now])
+        weighed = calibration_inputs(torch.stack([base, logits], dim=1))
+        for name, read, ridge in (("base", read_by_base, RIDGE), ("calibration", weighed, CALIBRATION_RIDGE)):
+            weight, curvature = state[f"{name}.weight"], state[f"{name}.curvature"]
+            newton_step(weight, curvature, read, targets.clicks, targets.corrects, ridge=ridge)
+        touched, of_rows = sum_by_row(inputs.rows, of_now)
+        owned = touched != UNKNOWN_ROW
+        adagrad_step(state, touched[owned], of_rows[owned], self._embedding_learning_rate)
         gradient = torch.cat([gradient.flatten() for gradient in of_weights])
         _adam_step(state, self._weights, gradient, self._learning_rate)
         share = max(1.0 - 0.5 ** (len(inputs) / AVERAGE_ROWS), 1.0 / float(state["adam.steps"]))
         self._average.lerp_(self._weights, share)
+
+    def _gradient(
+        self, embedded: Tensor, inputs: Inputs, targets: Targets, base: Tensor, of: Sequence[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the network's logits on embeddings (B, S, D), (B,), and gradients of the objective."""
+        with torch.autocast(base.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16):
+            logits = self._network(embedded, inputs.share, inputs.dense, base).to(torch.float32)
+        return logits.detach(), torch.autograd.grad(objective_loss(self._objective, logits, targets), of)
 
     def finish(self) -> Tensors:
         """Return the tensors, on the CPU; the pass is over."""

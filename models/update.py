@@ -23,7 +23,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from features.encode import slot_fields
+from features.encode import Keys, slot_fields
 from features.fields import Field, slot_counts
 from features.posteriors import deviations
 from features.priors import CORRECTION, PriorTable, SettledRows, advance
@@ -245,11 +245,13 @@ class Learner:
             learnt=before.learnt if verdict.decision == "hold" else (),
         )
         if is_warmup or self._plan.learns == "always":
-            inputs, targets = scored.inputs[name], self._targets(examples, scored.logits[name])
+            keys, inputs = examples.keys, scored.inputs[name]
+            targets = self._targets(examples, scored.logits[name][:, 1])
             if len(examples.late.keys):
                 late = make_inputs(examples.late.keys, examples.late.counts, start, self._device)
+                keys = np.concatenate([keys, examples.late.keys])
                 inputs, targets = inputs.followed_by(late), targets.followed_by_late(len(late))
-            after = self._train(start, learn_strength(after, examples), inputs, targets)
+            after = self._train(start, learn_strength(after, examples), keys, inputs, targets)
         self._point(before, start, verdict.decision, shadow)
         self.latest = after
         impressions = slide.frame.filter(pl.col("kind") != CORRECTION)
@@ -387,16 +389,27 @@ class Learner:
         evidence = torch.from_numpy(np.nan_to_num(known, posinf=0.0)).to(self._device, torch.float32)
         return Targets(clicks, torch.from_numpy(teacher).to(self._device), objective.trust(evidence))
 
-    def _train(self, start: Snapshot, after: Snapshot, inputs: Inputs, targets: Targets) -> Snapshot:
-        """Return the snapshot after its network learnt the slide and its vocabulary followed the counts."""
+    def _train(self, start: Snapshot, after: Snapshot, keys: Keys, inputs: Inputs, targets: Targets) -> Snapshot:
+        """Return the snapshot after its vocabulary followed the counts and its network learnt the slide.
+
+        The vocabulary goes first, so what is new in the slide learns from it.
+        """
         if not len(inputs):
             return after
         assert after.slide is not None
         plan = self._plan
+        vocabulary, source = revise(
+            after.vocabulary,
+            after.priors,
+            admit_min=plan.admit_min,
+            forget_min=plan.forget_min,
+            values_max=plan.values_max,
+        )
+        initial = deviations(after.priors, vocabulary.keys) if "initial" in plan.ways else None
         tensors = train(
-            after.tensors,
+            move_rows(after.tensors, source, vocabulary.keys, plan.seed, initial),
             start.build(self._device),
-            inputs,
+            dataclasses.replace(inputs, rows=torch.from_numpy(vocabulary.rows(keys)).to(self._device)),
             targets,
             objective=plan.objective,
             learning_rate=plan.learning_rate,
@@ -406,17 +419,9 @@ class Learner:
             seed=plan.seed,
             slide=after.slide,
         )
-        vocabulary, source = revise(
-            after.vocabulary,
-            after.priors,
-            admit_min=plan.admit_min,
-            forget_min=plan.forget_min,
-            values_max=plan.values_max,
-        )
-        initial = deviations(after.priors, vocabulary.keys) if "initial" in plan.ways else None
         return dataclasses.replace(
             after,
-            tensors=move_rows(tensors, source, vocabulary.keys, plan.seed, initial),
+            tensors=tensors,
             vocabulary=vocabulary,
             learnt=(*after.learnt, after.slide),
             shadow=remember(after.shadow, after.slide),

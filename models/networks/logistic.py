@@ -2,8 +2,9 @@
 
 Owns their arithmetic: what they read, what they predict and how one batch moves them. The base reads the dense inputs,
 what each rate says times the evidence behind it, and the evidence beyond some amounts: so it can believe a rate the
-more the more was counted, as trees on the same inputs learn to. The calibration reads the network's logit alone and
-puts its slope and level right (Platt scaling, followed over time). Must not know embeddings or networks.
+more the more was counted, as trees on the same inputs learn to. The calibration weighs the
+logits of base and network and puts their level right (stacking and Platt scaling, followed over time). Must not know
+embeddings or networks.
 
 Invariants: there is no learning rate to choose: each step solves for the optimum of a quadratic model of everything
 seen, so its size follows from the data; the curvature halves with `MEMORY_ROWS`, so it never stops learning; the ridge
@@ -15,6 +16,8 @@ Shape legend: `B` batch, `P` dense inputs, `H` half-lives, `Q` inputs of the bas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,7 +26,8 @@ from features.posteriors import ROOT_INPUT
 RIDGE = 10.0  # doubt about each weight at the start, in curvature; best of 1, 10, 30, 100 on two logs' first slides
 KNOTS = (0.5, 1.0)  # evidence beyond which its slope may change, as log1p(n) is scaled: 11 and 147 impressions; by hand
 STEP_MAX = 2.0  # by which a batch may move the logit of a row of its own: the quadratic model holds near by; by hand
-CALIBRATION_RIDGE = 100.0  # likewise: a few hundred rows must not turn slope and level; chosen by hand
+CALIBRATION_START = (1.0, 1.0, 0.0)  # weights of the base, of what the network says beyond it, and of the level: as it is
+CALIBRATION_RIDGE = (30.0, 30.0, 300.0)  # doubt about them: few rows must not turn them, the level least; by hand
 MEMORY_ROWS = 350_000.0  # rows after which the curvature has halved; as good as no forgetting on two logs' warm-up
 
 
@@ -46,16 +50,17 @@ def initial_base(width: int) -> dict[str, Tensor]:
 
 
 def initial_calibration() -> dict[str, Tensor]:
-    """Return slope and shift (2,) and curvature (2, 2) of a calibration that changes nothing."""
+    """Return weights (3,) and curvature (3, 3) of a calibration that has seen nothing."""
     return {
-        "weight": torch.tensor([1.0, 0.0], dtype=torch.float64),
-        "curvature": torch.eye(2, dtype=torch.float64) * CALIBRATION_RIDGE,
+        "weight": torch.tensor(CALIBRATION_START, dtype=torch.float64),
+        "curvature": torch.diag(torch.tensor(CALIBRATION_RIDGE, dtype=torch.float64)),
     }
 
 
 def calibration_inputs(logits: Tensor) -> Tensor:
-    """Return what a calibration reads of logits (B,): itself and 1, (B, 2)."""
-    return torch.stack([logits, torch.ones_like(logits)], dim=1)
+    """Return what a calibration reads of the logits of base and network, (B, 2): (B, 3)."""
+    base, network = logits.unbind(1)
+    return torch.stack([base, network - base, torch.ones_like(base)], dim=1)
 
 
 def base_logits(weight: Tensor, inputs: Tensor) -> Tensor:
@@ -64,7 +69,13 @@ def base_logits(weight: Tensor, inputs: Tensor) -> Tensor:
 
 
 def newton_step(
-    weight: Tensor, curvature: Tensor, inputs: Tensor, clicks: Tensor, corrects: Tensor | None = None
+    weight: Tensor,
+    curvature: Tensor,
+    inputs: Tensor,
+    clicks: Tensor,
+    corrects: Tensor | None = None,
+    *,
+    ridge: float | Sequence[float] = RIDGE,
 ) -> None:
     """Move weight (Q,) and curvature (Q, Q) in place by one batch.
 
@@ -74,6 +85,7 @@ def newton_step(
         inputs: (B, Q).
         clicks: 0 or 1, (B,).
         corrects: Which rows take back a non-click learnt before, (B,); see models/losses.py. Their loss is linear.
+        ridge: Doubt about each weight, what the curvature began with.
 
     Source: online Newton / recursive iteratively re-weighted least squares with forgetting; ours in its details.
     """
@@ -84,7 +96,7 @@ def newton_step(
         error, curved = torch.where(corrects, 1.0, error), torch.where(corrects, 0.0, curved)
     keep = 0.5 ** (len(x) / MEMORY_ROWS)
     curvature.mul_(keep)
-    curvature.diagonal().add_((1.0 - keep) * RIDGE)
+    curvature.diagonal().add_(torch.as_tensor(ridge, dtype=torch.float64, device=x.device) * (1.0 - keep))
     single = inputs.to(torch.float32)  # a batch's part of the curvature needs no more, and takes half the time
     curvature.add_((single * curved.to(torch.float32)[:, None]).T @ single)
     gradient = x.T @ error

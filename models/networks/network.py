@@ -2,10 +2,11 @@
 
 Owns the parts around an architecture. Must not know keys, vocabularies, optimisers or where inputs come from.
 
-Invariants: untrained it predicts the overall click rate, whatever the values are; it adds to the logit of the base (a
-logistic regression on the same dense inputs), so it starts as good as counting and learns the rest: interactions and
-identities. It reads no input that sets the level alone: small steps on large,
-constant inputs would shake the level of a log with few clicks.
+Invariants: untrained it predicts the overall click rate, whatever the values are; it starts from half of the
+logit of the base (a logistic regression on the same dense inputs) and learns the rest: interactions, identities and, in
+its own way, the other half. So the two err differently, and the calibration behind them weighs them as the log goes on.
+It reads no input that sets the level alone: small steps on large, constant inputs would shake the level of a log with
+few clicks.
 
 Shape legend: `B` batch, `S` slots, `F` fields, `D` width of an embedding, `P` dense inputs, `X` what is interacted.
 """
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.posteriors import LEVEL_INPUTS, ROOT_INPUT
+
+BASE_SHARE = 0.5  # of the base's logit in the network's; best of 0, 0.25, 0.5 and 1 on two logs
 
 Way = Literal["dense", "wide", "initial"]
 """How the feature prior gets in: as inputs of the network, as terms added to its logit, as the start of embeddings."""
@@ -72,7 +75,7 @@ class Network(nn.Module, ABC):
         level, dense = dense[:, ROOT_INPUT], dense[:, LEVEL_INPUTS:]
         logits = self.interact([pooled, dense] if self.is_dense else [pooled])
         if self.is_wide:
-            level = base + self.direct(dense)[:, 0]
+            level = torch.lerp(level, base, BASE_SHARE) + self.direct(dense)[:, 0]
         return level + logits
 
     def _pool(self, weighted: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ def trained(
     tensors: Mapping[str, torch.Tensor] = SNAPSHOT.tensors,
     learning_rate: float = 0.003,
     precision: str = "auto",
+    embedding_learning_rate: float = 0.05,
 ) -> Tensors:
     network = replace(SNAPSHOT, tensors=tensors).build()
     clicks = torch.from_numpy(ROWS["click"].to_numpy()[: len(inputs)].astype(np.float64))
@@ -41,7 +42,7 @@ def trained(
         Targets(clicks),
         objective=Objective(),
         learning_rate=learning_rate,
-        embedding_learning_rate=0.05,
+        embedding_learning_rate=embedding_learning_rate,
         batch_rows=100,
         precision=precision,
         seed=0,
@@ -78,6 +79,26 @@ def test_the_network_and_the_embedding_obey_their_own_learning_rate() -> None:
     still = trained(inputs_of(SNAPSHOT), learning_rate=0.0)
     assert torch.equal(still["adam.weights"], SNAPSHOT.tensors["adam.weights"])
     assert not torch.equal(still["embedding.rows"], SNAPSHOT.tensors["embedding.rows"])
+
+
+def test_the_network_learns_on_embeddings_from_before_the_pass() -> None:
+    still, moved = (trained(inputs_of(SNAPSHOT), embedding_learning_rate=rate) for rate in (0.0, 0.5))
+    assert not torch.equal(still["embedding.rows"], moved["embedding.rows"])
+    for name in ("adam.weights", "calibration.weight"):
+        assert torch.equal(still[name], moved[name]), name
+
+
+def test_in_its_first_pass_it_learns_on_embeddings_as_they_move() -> None:
+    first = {name: tensor for name, tensor in SNAPSHOT.tensors.items() if not name.startswith("adam.")}
+    still, moved = (trained(inputs_of(SNAPSHOT), first, embedding_learning_rate=rate) for rate in (0.0, 0.5))
+    assert not torch.equal(still["adam.weights"], moved["adam.weights"])
+
+
+def test_what_is_unknown_is_never_learnt() -> None:
+    inputs = inputs_of(SNAPSHOT)
+    after = trained(replace(inputs, rows=torch.where(inputs.rows % 2 == 0, 0, inputs.rows)))
+    assert (after["embedding.rows"][0] == 0.0).all()
+    assert (after["embedding.squares"][0] == 0.0).all()
 
 
 def test_what_predicts_is_an_average_of_the_weights_along_the_way() -> None:

@@ -10,6 +10,7 @@ from models.batch import Predictor
 from models.evaluate import evaluate
 from models.losses import Objective
 from models.snapshot import Snapshot, from_arrays, to_arrays
+from models.train import fresh_rows
 from models.update import Learner, UpdateReport, initial_snapshot
 from models.window import Slide
 from tests.frames import WAIT_S, frame, plan
@@ -174,7 +175,7 @@ def test_a_harmful_champion_is_rolled_back_to_the_one_before() -> None:
     assert former is not None
     assert watched.former == former.version
     assert watched.learnt
-    shifted = learner.latest.tensors["calibration.weight"] + torch.tensor([0.0, 6.0])  # all but certain of a click
+    shifted = learner.latest.tensors["calibration.weight"] + torch.tensor([0.0, 0.0, 6.0])  # all but certain of a click
     broken = {**learner.latest.tensors, "calibration.weight": shifted}
     learner.champion = dataclasses.replace(learner.champion, tensors=broken)
     learner.latest = dataclasses.replace(learner.latest, tensors=broken)
@@ -254,6 +255,15 @@ def test_a_static_model_learns_the_warm_up_alone_while_counts_go_on() -> None:
     assert learner.latest.vocabulary is warm.vocabulary
     assert learner.latest.priors.root_n[1] > warm.priors.root_n[1]
     assert report.latest_version != warm.version
+
+
+def test_what_is_new_in_a_slide_learns_from_it() -> None:
+    learner = Learner(plan())
+    learner.learn(slide(1))
+    latest = learner.latest
+    fresh = fresh_rows(latest.vocabulary.keys, latest.dim, plan().seed)
+    assert len(fresh) > 20
+    assert (latest.tensors["embedding.rows"][1:] != fresh).any(dim=1).all()
 
 
 def test_values_are_forgotten_with_their_evidence() -> None:

@@ -3,13 +3,16 @@ import pytest
 import torch
 
 from models.networks.logistic import (
+    CALIBRATION_RIDGE,
     KNOTS,
     RIDGE,
     STEP_MAX,
     base_inputs,
     base_logits,
     base_width,
+    calibration_inputs,
     initial_base,
+    initial_calibration,
     newton_step,
 )
 
@@ -129,3 +132,26 @@ def test_the_base_believes_a_rate_the_more_the_more_was_counted() -> None:
     weight = state["weight"]
     assert abs(float(weight[2])) < 0.2  # of the rate itself
     assert float(weight[4]) == pytest.approx(1.0, abs=0.2)  # of its product with the evidence
+
+
+@pytest.mark.parametrize(
+    ("network", "wanted"),
+    [
+        ("noise", [1.0, 0.0, 0.0]),  # what says nothing beyond the base is left out
+        ("all", [1.0, 1.0, 0.0]),
+        ("loud", [1.0, 0.4, 0.0]),  # beyond the base it says 2.5 times what is true
+        ("high", [1.0, 1.0, -1.0]),  # the same too much of every row
+    ],
+)
+def test_the_calibration_believes_the_network_as_far_as_clicks_do(network: str, wanted: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    base, beyond = rng.normal(size=(2, 60_000)) - np.array([[1.0], [0.0]])
+    true = base + (0.0 if network == "noise" else 1.0) * beyond
+    said = base + {"loud": 2.5 * beyond, "high": 1.0 + beyond}.get(network, beyond)
+    clicks = torch.from_numpy((rng.random(len(base)) < 1.0 / (1.0 + np.exp(-true))).astype(np.float64))
+    read = calibration_inputs(torch.from_numpy(np.stack([base, said], axis=1)))
+    state = initial_calibration()
+    for first in range(0, len(clicks), 500):
+        part = slice(first, first + 500)
+        newton_step(state["weight"], state["curvature"], read[part], clicks[part], ridge=CALIBRATION_RIDGE)
+    np.testing.assert_allclose(state["weight"], wanted, atol=0.12)
