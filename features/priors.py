@@ -182,7 +182,6 @@ def advance(
     *,
     slot_field: npt.NDArray[np.int16],
     evidence_min: float = 0.0,
-    counts_max: int | None = None,
 ) -> PriorTable:
     """Return the table with settled rows added, at to_s (or at its own moment, if that is later).
 
@@ -192,7 +191,6 @@ def advance(
         to_s: The new moment.
         slot_field: Which field each slot belongs to, (S,).
         evidence_min: Values whose impressions in the longest memory fall below this are forgotten.
-        counts_max: If there are more values than this, those with the least evidence are forgotten; None: no limit.
     """
     table = _decayed(table, to_s)
     if len(rows.settled_s) and rows.settled_s[-1] > table.as_of_s:
@@ -205,15 +203,19 @@ def advance(
     n, c = weight * rows.impression[:, None], weight * rows.click[:, None]  # (M, H) each
     table = _put(table, values, field, *(_sum_by(code, w[row], len(values)) for w in (n, c)), add=True)
     table = dataclasses.replace(table, root_n=table.root_n + n.sum(axis=0), root_c=table.root_c + c.sum(axis=0))
-    table = forget(table, evidence_min) if evidence_min > 0.0 else table
-    if counts_max is None or len(table.keys) <= counts_max:
-        return table
-    return select(table, strongest(table.evidence, counts_max))
+    return forget(table, evidence_min) if evidence_min > 0.0 else table
 
 
 def forget(table: PriorTable, evidence_min: float) -> PriorTable:
     """Return the table without the values whose impressions in the longest memory are below `evidence_min`."""
     return select(table, table.evidence >= evidence_min)
+
+
+def within(table: PriorTable, counts_max: int) -> PriorTable:
+    """Return the table, without the values of the least evidence if it has more than `counts_max`."""
+    if len(table.keys) <= counts_max:
+        return table
+    return select(table, strongest(table.evidence, counts_max))
 
 
 def select(table: PriorTable, wanted: npt.NDArray[np.bool_]) -> PriorTable:

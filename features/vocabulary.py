@@ -48,8 +48,10 @@ class Vocabulary:
 
 def revise(
     vocabulary: Vocabulary, table: PriorTable, *, admit_min: float, forget_min: float, values_max: int
-) -> tuple[Vocabulary, npt.NDArray[np.int64]]:
-    """Return the vocabulary that the evidence asks for, and where each of its rows was before, -1 for a new one.
+) -> tuple[Vocabulary, npt.NDArray[np.int64], int]:
+    """Return the vocabulary that the evidence asks for, where each of its rows was before, and how many go without.
+
+    A new row was at -1. Those that go without are values that the evidence gives a row and `values_max` does not.
 
     Args:
         vocabulary: What is known now.
@@ -60,6 +62,8 @@ def revise(
     """
     known = vocabulary.rows(table.keys) != UNKNOWN_ROW
     wanted = table.evidence >= np.where(known, forget_min, admit_min)
-    revised = Vocabulary(table.keys[wanted][strongest(table.evidence[wanted], values_max)])
+    keys = table.keys[wanted]
+    revised = Vocabulary(keys[strongest(table.evidence[wanted], values_max)])
     source = vocabulary.rows(revised.keys)
-    return revised, np.concatenate([[UNKNOWN_ROW], np.where(source == UNKNOWN_ROW, -1, source)])
+    rows = np.concatenate([[UNKNOWN_ROW], np.where(source == UNKNOWN_ROW, -1, source)])
+    return revised, rows, len(keys) - len(revised.keys)

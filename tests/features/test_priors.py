@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.priors import PriorTable, SettledRows, advance, lookup, set_counts
+from features.priors import PriorTable, SettledRows, advance, lookup, set_counts, within
 from tests.features.counting import HALF_LIVES_S, SLOT_FIELD, count, impressions, rows_of
 from tests.frames import frame
 
@@ -151,7 +151,7 @@ def test_where_there_are_too_many_values_those_with_the_least_evidence_are_forgo
     rng = np.random.default_rng(0)
     rows = impressions(rng.integers(1, 50, (200, 3)).astype(np.uint64), np.sort(rng.random(200)), np.ones(200))
     everything = advance(EMPTY, rows, 1.0, slot_field=SLOT_FIELD)
-    table = advance(EMPTY, rows, 1.0, slot_field=SLOT_FIELD, counts_max=10)
+    table = within(everything, 10)
     order = np.argsort(-everything.evidence, kind="stable")
     assert table.keys.tolist() == sorted(everything.keys[order[:10]].tolist())
     assert table.root_n.tolist() == everything.root_n.tolist()
