@@ -240,7 +240,7 @@ class PublishedCounts:
         root_s, root_n, root_c = table.as_of_s, table.root_n, table.root_c
         parts = [_Part(table.keys[:0], table.field[:0], table.n[:0], table.c[:0])]
         for update in updates:
-            left = decay(np.array([as_of_s - update.at_s]), table.half_lives_s)
+            left = decay(np.array(as_of_s - update.at_s), table.half_lives_s)
             news = update.at_s >= heard_s[update.field]
             parts.append(_Part(update.keys[news], update.field[news], update.n[news] * left, update.c[news] * left))
             heard_s[update.field[news]] = update.at_s
@@ -251,7 +251,7 @@ class PublishedCounts:
         last = len(keys) - 1 - backwards  # where each value was published last
         table = set_counts(table, keys[last], field[last], n[last], c[last], as_of_s)
         if root_s > -np.inf:
-            left = decay(np.array([as_of_s - root_s]), table.half_lives_s)[0]
+            left = decay(np.array(as_of_s - root_s), table.half_lives_s)
             table = dataclasses.replace(table, root_n=root_n * left, root_c=root_c * left)
         return PublishedCounts(table, heard_s)
 
