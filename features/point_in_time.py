@@ -15,7 +15,6 @@ field, `E` entries (a settled row under one of its keys), `Q` questions (a row u
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 

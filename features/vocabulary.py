@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.encode import Keys
-from features.priors import Ints, PriorTable, find, strongest
+from features.priors import Ints, PriorTable, codes, find, strongest
 
 UNKNOWN_ROW = 0
 
@@ -42,8 +42,9 @@ class Vocabulary:
 
     def rows(self, keys: Keys) -> Ints:
         """Return the row of each key, in the shape of `keys`; 0 for unknown and for absent ones."""
-        at, found = find(self.keys, keys)
-        return np.where(found, at + 1, UNKNOWN_ROW)
+        distinct, code = codes(keys.ravel())  # values come often: so each is searched for once, in order
+        at, found = find(self.keys, distinct)
+        return np.where(found, at + 1, UNKNOWN_ROW)[code].reshape(keys.shape)
 
 
 def revise(
@@ -60,10 +61,10 @@ def revise(
         forget_min: Impressions below which it loses it.
         values_max: How many values may own one; where more could, those with the most evidence do.
     """
-    known = vocabulary.rows(table.keys) != UNKNOWN_ROW
+    _, known = find(vocabulary.keys, table.keys)
     wanted = table.evidence >= np.where(known, forget_min, admit_min)
     keys = table.keys[wanted]
     revised = Vocabulary(keys[strongest(table.evidence[wanted], values_max)])
-    source = vocabulary.rows(revised.keys)
-    rows = np.concatenate([[UNKNOWN_ROW], np.where(source == UNKNOWN_ROW, -1, source)])
-    return revised, rows, len(keys) - len(revised.keys)
+    at, is_old = find(vocabulary.keys, revised.keys)
+    source = np.concatenate([[UNKNOWN_ROW], np.where(is_old, at + 1, -1)])
+    return revised, source, len(keys) - len(revised.keys)
