@@ -69,13 +69,13 @@ def add_losses(  # noqa: PLR0917  # what the rows saw, and how it is read
     for first in range(0, len(keys), READ_ROWS):
         rows = slice(first, first + READ_ROWS)
         n = np.ascontiguousarray(counts.n[rows])
-        c, leaned_on = np.minimum(counts.c[rows], n, order="C"), parent[rows]
+        c, leaned_on = np.minimum(counts.c[rows], n), parent[rows]
         weight = share[rows] * (n > 0.0)  # a value without counts predicts the same with any strength
         for of_slots, strength in zip(gained, CANDIDATES, strict=True):
             rate = (c + strength * leaned_on) / (n + strength)
             np.clip(rate, RATE_MIN, 1.0 - RATE_MIN, out=rate)
-            gain = weight * np.log(np.abs(missed[rows] - rate))  # of the rate of what happened
-            gain[0] += of_slots  # so the rows are summed in one order, whatever their number here
+            gain = np.multiply(weight, np.log(np.abs(missed[rows] - rate)), order="C")  # of the rate of what happened
+            gain[0] += of_slots  # so the rows are summed in their order, whatever their number here
             gain.sum(axis=0, out=of_slots)
     added = np.zeros_like(losses)
     np.subtract.at(added, slot_fields(fields), gained.transpose(1, 2, 0))
