@@ -44,11 +44,12 @@ def point_in_time(table: PriorTable, rows: SettledRows, keys: Keys, time_s: Floa
     half_lives_s = table.half_lives_s[:, None]
     walk = _Walk(rows, time_s, half_lives_s, decay(elapsed(table.as_of_s, time_s), half_lives_s))
     order = _in_time(rows.settled_s, time_s)
+    by_slot = np.ascontiguousarray(np.concatenate([rows.keys, keys]).T)  # (S, M + N)
     counts = np.zeros((2, len(half_lives_s), keys.shape[1], len(keys)))
     first = 0
     for width in widths:
         slots = slice(first, first + width)
-        both = np.concatenate([rows.keys[:, slots], keys[:, slots]])[order].ravel()
+        both = by_slot[slots][:, order].T.ravel()
         distinct, code = codes(both)
         place = np.argsort(code.astype(np.min_scalar_type(len(distinct))), kind="stable")  # quick for short integers
         place = place[len(both) - np.count_nonzero(both) :]  # the absent key comes first
