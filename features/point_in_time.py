@@ -95,10 +95,10 @@ class _Walk:
         last = asked - np.arange(1, len(asked) + 1)  # the last entry before each question
         place = slot[asked] * len(self.time_s) + row
         running, since_s = np.zeros((2, len(self.half_lives_s), 1)), np.full(len(row), np.inf)
-        if len(entry):
+        if len(entry):  # what a row does not see is infinitely long ago: nothing is left of it
             running = _running_counts(entry_key, self.rows, entry, self.half_lives_s)  # (2, H, E)
             sees = (last >= 0) & (entry_key[last] == key)
-            np.subtract(self.time_s[row], self.rows.settled_s[entry[last]], out=since_s, where=sees)  # else none is left
+            np.subtract(self.time_s[row], self.rows.settled_s[entry[last]], out=since_s, where=sees)
         for h, half_life_s in enumerate(self.half_lives_s):
             left, left_of_table = decay(since_s, half_life_s), self.left[h][row]
             for k in range(2):
