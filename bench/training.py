@@ -450,6 +450,7 @@ def measure_stages(law: str, values: int, n_rows: int, runs: int, threads: int) 
             learning_rate=plan.learning_rate,
             embedding_learning_rate=plan.embedding_learning_rate,
             batch_rows=plan.batch_rows,
+            precision=plan.precision,
             seed=0,
             slide=0,
         )

@@ -36,7 +36,7 @@ import torch
 
 from bench.report import machine, write_report
 from features.encode import Keys, mix
-from features.priors import Ints, PriorTable, SettledRows, advance
+from features.priors import Ints, PriorTable, SettledRows, advance, within
 from features.vocabulary import Vocabulary, revise
 from infra.settings import Settings, read_settings, state_dir
 from models.comparison import Scored, compare
@@ -147,7 +147,7 @@ def logloss(runs: Sequence[Run]) -> float:
     return statistics.mean(float(log_losses(run.probabilities, run.scored.clicks).mean()) for run in runs)
 
 
-def measure_bounded(counts_max: int | None, values_max: int) -> dict[str, Any]:
+def measure_bounded(counts_max: int, values_max: int) -> dict[str, Any]:
     """Return what ten million distinct values take, in this process.
 
     Rows come hour by hour; the table is what trainer and live priors hold, in three memories, and the vocabulary is
@@ -165,8 +165,9 @@ def measure_bounded(counts_max: int | None, values_max: int) -> dict[str, Any]:
         rows = SettledRows(mix(value.astype(np.uint64)[:, None] + np.uint64(1)), settled_s, clicks, ones)
         slot_field = np.zeros(1, np.int16)
         to_s = (hour + 1) * SLIDE_S
-        table = advance(table, rows, to_s, slot_field=slot_field, evidence_min=0.1, counts_max=counts_max)
-        vocabulary, source = revise(vocabulary, table, admit_min=2.0, forget_min=0.5, values_max=values_max)
+        table = advance(table, rows, to_s, slot_field=slot_field, evidence_min=0.1)
+        table = within(table, counts_max)
+        vocabulary, source, _ = revise(vocabulary, table, admit_min=2.0, forget_min=0.5, values_max=values_max)
         embedding = move_rows(embedding, source, vocabulary.keys, 0)
         peak = max(peak, process.memory_full_info().pss)
     high_water = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -201,7 +202,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.bounded_within:
         counts_max, values_max = arguments.bounded_within
-        print(json.dumps(measure_bounded(counts_max or None, values_max or DISTINCT)))
+        print(json.dumps(measure_bounded(counts_max or DISTINCT, values_max or DISTINCT)))
         return
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     report: dict[str, Any] = {"name": "vocabulary", "machine": machine(), "seeds": seeds}

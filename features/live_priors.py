@@ -23,7 +23,19 @@ import polars as pl
 
 from features.encode import Keys, encode, slot_fields
 from features.fields import Field, shard_fields
-from features.priors import Floats, PriorTable, SettledRows, advance, decay, find, forget, in_order, select, set_counts
+from features.priors import (
+    Floats,
+    PriorTable,
+    SettledRows,
+    advance,
+    decay,
+    find,
+    forget,
+    in_order,
+    select,
+    set_counts,
+    within,
+)
 
 ROWS_AT_ONCE = 32_768  # chosen by hand: a fraction of a second's, and far more than a pass through the table costs
 
@@ -69,6 +81,9 @@ class LivePriors:
 
     Each change of a table passes through all of its values, so blocks wait until there are enough rows, or somebody
     looks.
+
+    Attributes:
+        evicted: Values that lost their counts to `counts_max` so far.
     """
 
     def __init__(
@@ -102,6 +117,7 @@ class LivePriors:
         self._slots = np.flatnonzero(self._is_own[encoded_slots])
         self._slot_field = encoded_slots[self._slots]
         self._evidence_min, self._counts_max = evidence_min, counts_max
+        self.evicted = 0
         self._changed: list[Keys] = []
         self._uncounted: list[SettledRows] = []
         self._table = PriorTable.empty(half_lives_s, len(fields))
@@ -144,14 +160,9 @@ class LivePriors:
         rows = in_order(self._uncounted)
         self._uncounted, self._changed = [], [np.unique(np.concatenate(self._changed))]
         to_s = max(self._table.as_of_s, float(rows.settled_s[-1]))
-        self._table = advance(
-            self._table,
-            rows,
-            to_s,
-            slot_field=self._slot_field,
-            evidence_min=self._evidence_min,
-            counts_max=self._counts_max,
-        )
+        counted = advance(self._table, rows, to_s, slot_field=self._slot_field, evidence_min=self._evidence_min)
+        self._table = within(counted, self._counts_max)
+        self.evicted += len(counted.keys) - len(self._table.keys)
 
     def republish(self) -> None:
         """Let every value count as changed: so that a reader of what is published from now on knows them all."""
@@ -229,7 +240,7 @@ class PublishedCounts:
         root_s, root_n, root_c = table.as_of_s, table.root_n, table.root_c
         parts = [_Part(table.keys[:0], table.field[:0], table.n[:0], table.c[:0])]
         for update in updates:
-            left = decay(np.array([as_of_s - update.at_s]), table.half_lives_s)
+            left = decay(np.array(as_of_s - update.at_s), table.half_lives_s)
             news = update.at_s >= heard_s[update.field]
             parts.append(_Part(update.keys[news], update.field[news], update.n[news] * left, update.c[news] * left))
             heard_s[update.field[news]] = update.at_s
@@ -240,7 +251,7 @@ class PublishedCounts:
         last = len(keys) - 1 - backwards  # where each value was published last
         table = set_counts(table, keys[last], field[last], n[last], c[last], as_of_s)
         if root_s > -np.inf:
-            left = decay(np.array([as_of_s - root_s]), table.half_lives_s)[0]
+            left = decay(np.array(as_of_s - root_s), table.half_lives_s)
             table = dataclasses.replace(table, root_n=root_n * left, root_c=root_c * left)
         return PublishedCounts(table, heard_s)
 
@@ -260,3 +271,10 @@ class PublishedCounts:
     def without(self, evidence_min: float) -> PublishedCounts:
         """Return the counts without the values whose evidence has decayed below `evidence_min`."""
         return dataclasses.replace(self, table=forget(self.table, evidence_min))
+
+    def within(self, counts_max: int) -> PublishedCounts:
+        """Return the counts, without the values of the least evidence if there are more than `counts_max`.
+
+        A snapshot's own counts of a value that is left out stand until it is published again.
+        """
+        return dataclasses.replace(self, table=within(self.table, counts_max))

@@ -8,13 +8,13 @@ coarser level or on the overall rate, so a value without counts says nothing but
 impressions (added late, when their impressions had decayed) count as much as those; no constant of a transform depends
 on the data, so training and serving cannot drift apart; every input is finite.
 
-Shape legend: `N` rows, `S` slots, `F` fields, `H` half-lives, `P` dense inputs.
+Shape legend: `N` rows, `B` some of them, `S` slots, `F` fields, `H` half-lives, `P` dense inputs.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,8 @@ from features.encode import Keys, slot_fields
 from features.fields import Field, slot_counts
 from features.priors import Counts, Floats, PriorTable, find
 
-ROWS_MAX = 32_768  # rows turned into inputs at a time: bounds the temporaries, changes no value
+ROWS_MAX = 32_768  # rows that a network scores at a time: bounds the temporaries, changes no value
+READ_ROWS = 1024  # rows whose counts are read at a time: all temporaries stay in the cache; the quickest of a few
 ROOT_STRENGTH = 100.0  # what a shorter overall rate leans on the longer one with; chosen by hand
 LOGIT_MAX = 12.0  # rates closer to 0 or 1 than exp(-12) are taken as that
 ROOT_INPUT = 1  # the dense input that is the overall rate's logit
@@ -67,9 +68,8 @@ def dense_inputs(
         levels: Fields from fine to coarse; each backs off to the next.
     """
     dense = np.empty((len(keys), dense_width(fields, len(table.half_lives_s))), np.float32)
-    for first in range(0, len(keys), ROWS_MAX):
-        rows = slice(first, first + ROWS_MAX)
-        dense[rows] = _dense_inputs(counts.take(rows), keys[rows], table, fields, levels)
+    for rows, found in _posteriors(counts, keys, table, fields, levels):
+        _put_inputs(found, fields, dense[rows])
     return dense
 
 
@@ -90,10 +90,7 @@ def level_inputs(counts: Counts, table: PriorTable, width: int) -> npt.NDArray[n
 
 def shares(keys: Keys, fields: Sequence[Field]) -> Floats:
     """Return each slot's share in its field's mean: 1 over the number of slots present, 0 where absent, (N, S)."""
-    present = (keys != 0).astype(np.float64)
-    per_field: Floats = np.maximum(_pool(present[:, :, None], fields), 1.0)
-    share: Floats = present / per_field[:, slot_fields(fields)]
-    return share
+    return np.ascontiguousarray(_shares(keys, _slots(fields)).T)
 
 
 def parent_rates(
@@ -103,61 +100,66 @@ def parent_rates(
 
     The arguments are those of `dense_inputs`.
     """
-    sought = np.argsort(np.argsort(table.half_lives_s, kind="stable"))
-    parent: Floats = 1.0 / (1.0 + np.exp(-_posteriors(counts, keys, table, fields, levels).parent[:, :, sought]))
-    return parent
+    rates = np.empty((*keys.shape, len(table.half_lives_s)))
+    for rows, found in _posteriors(counts, keys, table, fields, levels):
+        for h, parent in zip(np.argsort(table.half_lives_s, kind="stable"), found.parent, strict=True):
+            rates[rows, :, h] = (1.0 / (1.0 + np.exp(-parent))).T
+    return rates
 
 
 @dataclass(frozen=True)
 class _Posteriors:
-    """Rates as logits, the shortest half-life first.
+    """Rates of some rows as logits, the shortest half-life first, slot by slot.
 
     Attributes:
-        n: Impressions behind each, (N, S, H).
-        root: The overall rate, (N, H).
-        parent: What each rate leans on, (N, S, H).
-        rate: (N, S, H).
+        n: Impressions behind each, H times (S, B).
+        root: The overall rate, (B, H).
+        share: See `shares`, (S, B).
+        parent: What each rate leans on, H times (S, B).
+        rate: H times (S, B).
     """
 
-    n: Floats
+    n: list[Floats]
     root: Floats
-    parent: Floats
-    rate: Floats
+    share: Floats
+    parent: list[Floats]
+    rate: list[Floats]
 
 
 def _posteriors(
     counts: Counts, keys: Keys, table: PriorTable, fields: Sequence[Field], levels: Sequence[str]
-) -> _Posteriors:
-    shortest_first = np.argsort(table.half_lives_s, kind="stable")
-    n, c = counts.n[:, :, shortest_first], counts.c[:, :, shortest_first]
-    strength = table.strength[slot_fields(fields)][:, shortest_first]  # (S, H)
+) -> Iterator[tuple[slice, _Posteriors]]:
+    """Yield the posteriors of a few rows after the other, and which rows they are of."""
+    shortest_first, slots = np.argsort(table.half_lives_s, kind="stable"), _slots(fields)
+    strength = table.strength[slot_fields(fields)][:, shortest_first].T[:, :, None]  # (H, S, 1)
     root = _root_logits(counts.root_n[:, shortest_first], counts.root_c[:, shortest_first])  # (N, H)
-    share = shares(keys, fields)
-    parent = np.empty(n.shape)
-    rate = np.empty(n.shape)
-    longest = n.shape[2] - 1
-    parent[:, :, longest] = root[:, longest, None]
-    rate[:, :, longest] = _rate(n[:, :, longest], c[:, :, longest], parent[:, :, longest], strength[:, longest])
-    for fine, coarse in _pairs(fields, levels):
-        parent[:, fine, longest] = _level(share[:, coarse], rate[:, coarse, longest], root[:, longest])[:, None]
-        rate[:, fine, longest] = _rate(
-            n[:, fine, longest], c[:, fine, longest], parent[:, fine, longest], strength[fine, longest]
-        )
-    for h in range(longest - 1, -1, -1):
-        parent[:, :, h] = rate[:, :, h + 1]
-        rate[:, :, h] = _rate(n[:, :, h], c[:, :, h], parent[:, :, h], strength[:, h])
-    return _Posteriors(n, root, parent, rate)
+    of_level = {field.name: place for field, place in zip(fields, slots, strict=True)}
+    pairs = [(of_level[fine], of_level[coarse]) for fine, coarse in itertools.pairwise(levels)][::-1]  # coarsest first
+    for first in range(0, len(keys), READ_ROWS):
+        rows = slice(first, first + READ_ROWS)
+        n, c = ([np.ascontiguousarray(of_all[rows, :, h].T) for h in shortest_first] for of_all in (counts.n, counts.c))
+        share, longest = _shares(keys[rows], slots), root[rows, -1]
+        parent, rate = np.empty(share.shape), _rate(n[-1], c[-1], longest, strength[-1])
+        parent[:] = longest
+        for fine, coarse in pairs:
+            parent[fine] = _level(share[coarse], rate[coarse], longest)
+            rate[fine] = _rate(n[-1][fine], c[-1][fine], parent[fine], strength[-1, fine])
+        rates = [rate]
+        for of_n, of_c, of_slots in zip(n[-2::-1], c[-2::-1], strength[-2::-1], strict=True):
+            rates.append(_rate(of_n, of_c, rates[-1], of_slots))
+        yield rows, _Posteriors(n, root[rows], share, [*rates[-2::-1], parent], rates[::-1])
 
 
-def _dense_inputs(
-    counts: Counts, keys: Keys, table: PriorTable, fields: Sequence[Field], levels: Sequence[str]
-) -> Floats:
-    found = _posteriors(counts, keys, table, fields, levels)
-    root, longest, share = found.root, found.root.shape[1] - 1, shares(keys, fields)
-    columns = [np.ones((len(keys), 1)), root[:, longest:], root[:, :longest] - root[:, 1:]]
-    told = found.rate - found.parent, np.log1p(found.n) * LOG_COUNT_SCALE
-    columns += [_pool(values * share[:, :, None], fields) for values in told]
-    return np.concatenate(columns, axis=1)
+def _put_inputs(found: _Posteriors, fields: Sequence[Field], dense: npt.NDArray[np.float32]) -> None:
+    """Put the dense inputs of some rows, (B, P)."""
+    root, n_half_lives = found.root, len(found.n)
+    dense[:, 0] = 1.0
+    dense[:, ROOT_INPUT] = root[:, -1]
+    dense[:, ROOT_INPUT + 1 : ROOT_INPUT + n_half_lives] = root[:, :-1] - root[:, 1:]
+    first, n_told = 1 + n_half_lives, len(fields) * n_half_lives
+    for h, (n, rate, parent) in enumerate(zip(found.n, found.rate, found.parent, strict=True)):
+        for start, told in ((first, rate - parent), (first + n_told, np.log1p(n) * LOG_COUNT_SCALE)):
+            dense[:, start + h : start + n_told : n_half_lives] = _pool(told * found.share, fields).T
 
 
 def _rate(n: Floats, c: Floats, parent: Floats, strength: Floats) -> Floats:
@@ -179,22 +181,28 @@ def _root_logits(root_n: Floats, root_c: Floats) -> Floats:
     return logits
 
 
-def _pairs(fields: Sequence[Field], levels: Sequence[str]) -> list[tuple[slice, slice]]:
-    """Return the slots of each level and of the next coarser one, coarsest pair first."""
-    widths = slot_counts(fields)
-    ends = np.cumsum(widths)
-    slots = {f.name: slice(end - width, end) for f, end, width in zip(fields, ends, widths, strict=True)}
-    return [(slots[fine], slots[coarse]) for fine, coarse in itertools.pairwise(levels)][::-1]
+def _shares(keys: Keys, slots: Sequence[slice]) -> Floats:
+    present: Floats = (keys.T != 0).astype(np.float64, order="C")
+    for place in slots:
+        if place.stop - place.start > 1:
+            present[place] /= np.maximum(present[place].sum(axis=0), 1.0)
+    return present
+
+
+def _slots(fields: Sequence[Field]) -> list[slice]:
+    """Return the slots of each field."""
+    ends = itertools.accumulate(slot_counts(fields))
+    return [slice(end - width, end) for end, width in zip(ends, slot_counts(fields), strict=True)]
 
 
 def _level(weight: Floats, rate: Floats, root: Floats) -> Floats:
-    """Return the mean rate of a coarse level's values, the overall rate where a row has none."""
-    return np.where(weight.any(axis=1), (rate * weight).sum(axis=1), root)
+    """Return the mean rate of a coarse level's values, (B,), the overall rate where a row has none."""
+    mean: Floats = np.where(weight.any(axis=0), np.ascontiguousarray((rate * weight).T).sum(axis=1), root)
+    return mean
 
 
 def _pool(values: Floats, fields: Sequence[Field]) -> Floats:
-    """Return the sums of (N, S, X) over the slots of each field, (N, F * X)."""
-    widths = slot_counts(fields)
-    first = np.cumsum((0, *widths[:-1]))
-    summed = values if max(widths) == 1 else np.add.reduceat(values, first, axis=1)
-    return summed.reshape(len(values), len(widths) * values.shape[2])
+    """Return the sums of (S, B) over the slots of each field, (F, B)."""
+    if len(fields) == len(values):
+        return values
+    return np.concatenate([np.add.reduceat(values[place], [0], axis=0) for place in _slots(fields)])

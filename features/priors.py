@@ -34,6 +34,7 @@ Ints = npt.NDArray[np.int64]
 STRENGTH_DEFAULT = 20.0  # impressions that a prior is worth before the data says otherwise; chosen by hand
 CORRECTION = "late_corrected"  # the kind of a row that corrects an impression counted before
 NEGLIGIBLE = 2.0**-64  # a weight below this adds nothing to a double; as zero it costs no denormal arithmetic
+LOG2_LEFT_MIN = -65.0  # of what is certainly below it: the logarithm of less is not needed, and exp2 is slow far down
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ def lookup(table: PriorTable, keys: Keys, at_s: float | Floats) -> Counts:
     Raises:
         ValueError: If a row's moment lies before the table's: the table holds what was not known then.
     """
-    left = decay(_elapsed(table.as_of_s, np.broadcast_to(np.float64(at_s), len(keys))), table.half_lives_s)  # (N, H)
+    elapsed_s = elapsed(table.as_of_s, np.broadcast_to(np.float64(at_s), len(keys)))
+    left = decay(elapsed_s[:, None], table.half_lives_s)  # (N, H)
     at, found = find(table.keys, keys)  # (N, S)
     weight = found[:, :, None] * left[:, None, :]
     if not len(table.keys):
@@ -182,7 +184,6 @@ def advance(
     *,
     slot_field: npt.NDArray[np.int16],
     evidence_min: float = 0.0,
-    counts_max: int | None = None,
 ) -> PriorTable:
     """Return the table with settled rows added, at to_s (or at its own moment, if that is later).
 
@@ -192,12 +193,11 @@ def advance(
         to_s: The new moment.
         slot_field: Which field each slot belongs to, (S,).
         evidence_min: Values whose impressions in the longest memory fall below this are forgotten.
-        counts_max: If there are more values than this, those with the least evidence are forgotten; None: no limit.
     """
     table = _decayed(table, to_s)
     if len(rows.settled_s) and rows.settled_s[-1] > table.as_of_s:
         raise ValueError(f"rows must have settled by {table.as_of_s} to be added, got {rows.settled_s[-1]}")
-    weight = decay(table.as_of_s - rows.settled_s, table.half_lives_s)  # (M, H)
+    weight = decay((table.as_of_s - rows.settled_s)[:, None], table.half_lives_s)  # (M, H)
     row, slot = np.nonzero(rows.keys)
     values, code = codes(rows.keys[row, slot])
     field = np.zeros(len(values), np.int16)
@@ -205,15 +205,19 @@ def advance(
     n, c = weight * rows.impression[:, None], weight * rows.click[:, None]  # (M, H) each
     table = _put(table, values, field, *(_sum_by(code, w[row], len(values)) for w in (n, c)), add=True)
     table = dataclasses.replace(table, root_n=table.root_n + n.sum(axis=0), root_c=table.root_c + c.sum(axis=0))
-    table = forget(table, evidence_min) if evidence_min > 0.0 else table
-    if counts_max is None or len(table.keys) <= counts_max:
-        return table
-    return select(table, strongest(table.evidence, counts_max))
+    return forget(table, evidence_min) if evidence_min > 0.0 else table
 
 
 def forget(table: PriorTable, evidence_min: float) -> PriorTable:
     """Return the table without the values whose impressions in the longest memory are below `evidence_min`."""
     return select(table, table.evidence >= evidence_min)
+
+
+def within(table: PriorTable, counts_max: int) -> PriorTable:
+    """Return the table, without the values of the least evidence if it has more than `counts_max`."""
+    if len(table.keys) <= counts_max:
+        return table
+    return select(table, strongest(table.evidence, counts_max))
 
 
 def select(table: PriorTable, wanted: npt.NDArray[np.bool_]) -> PriorTable:
@@ -247,16 +251,31 @@ def set_counts(  # noqa: PLR0917  # the columns of one update, in their order
     The root keeps its counts. Older and newer counts are both brought to the later moment.
     """
     table = _decayed(table, at_s)
-    left = decay(np.array([table.as_of_s - at_s]), table.half_lives_s)
+    left = decay(np.array(table.as_of_s - at_s), table.half_lives_s)
     order = np.argsort(keys)
     return _put(table, keys[order], field[order], n[order] * left, c[order] * left, add=False)
 
 
 def decay(elapsed_s: Floats, half_lives_s: Floats) -> Floats:
-    """Return the share of a count that is left after some time, one per half-life: (...) to (..., H)."""
-    left = np.exp2(elapsed_s[..., None] / -half_lives_s)
-    left[left < NEGLIGIBLE] = 0.0
+    """Return the share of a count that is left after some time, for times and half-lives that broadcast."""
+    left: Floats = elapsed_s / -half_lives_s
+    np.exp2(np.maximum(left, LOG2_LEFT_MIN, out=left), out=left)
+    left *= left >= NEGLIGIBLE
     return left
+
+
+def elapsed(from_s: float, to_s: Floats) -> Floats:
+    """Return the time from a table's moment to others, (N,).
+
+    Raises:
+        ValueError: If one of them lies before it.
+    """
+    if from_s == -np.inf:
+        return np.zeros(len(to_s))  # nothing has been counted, so nothing decays
+    elapsed_s = to_s - from_s
+    if len(elapsed_s) and not elapsed_s.min() >= 0.0:
+        raise ValueError(f"counts as of {from_s} must be asked for later moments, got {to_s[np.argmin(elapsed_s)]}")
+    return elapsed_s
 
 
 def find(ascending: Keys, keys: Keys) -> tuple[Ints, npt.NDArray[np.bool_]]:
@@ -277,18 +296,9 @@ def codes(keys: Keys) -> tuple[Keys, Ints]:
     return distinct[order], place[coded.indices.to_numpy()]
 
 
-def _elapsed(from_s: float, to_s: Floats) -> Floats:
-    if from_s == -np.inf:
-        return np.zeros(len(to_s))  # nothing has been counted, so nothing decays
-    elapsed_s = to_s - from_s
-    if len(elapsed_s) and not elapsed_s.min() >= 0.0:
-        raise ValueError(f"counts as of {from_s} must be asked for later moments, got {to_s[np.argmin(elapsed_s)]}")
-    return elapsed_s
-
-
 def _decayed(table: PriorTable, to_s: float) -> PriorTable:
     to_s = max(to_s, table.as_of_s)
-    left = decay(_elapsed(table.as_of_s, np.array([to_s])), table.half_lives_s)[0]
+    left = decay(elapsed(table.as_of_s, np.array([to_s])), table.half_lives_s)
     return dataclasses.replace(
         table,
         as_of_s=to_s,

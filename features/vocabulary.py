@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.encode import Keys
-from features.priors import Ints, PriorTable, find, strongest
+from features.priors import Ints, PriorTable, codes, find, strongest
 
 UNKNOWN_ROW = 0
 
@@ -42,14 +42,17 @@ class Vocabulary:
 
     def rows(self, keys: Keys) -> Ints:
         """Return the row of each key, in the shape of `keys`; 0 for unknown and for absent ones."""
-        at, found = find(self.keys, keys)
-        return np.where(found, at + 1, UNKNOWN_ROW)
+        distinct, code = codes(keys.ravel())  # values come often: so each is searched for once, in order
+        at, found = find(self.keys, distinct)
+        return np.where(found, at + 1, UNKNOWN_ROW)[code].reshape(keys.shape)
 
 
 def revise(
     vocabulary: Vocabulary, table: PriorTable, *, admit_min: float, forget_min: float, values_max: int
-) -> tuple[Vocabulary, npt.NDArray[np.int64]]:
-    """Return the vocabulary that the evidence asks for, and where each of its rows was before, -1 for a new one.
+) -> tuple[Vocabulary, npt.NDArray[np.int64], int]:
+    """Return the vocabulary that the evidence asks for, where each of its rows was before, and how many go without.
+
+    A new row was at -1. Those that go without are values that the evidence gives a row and `values_max` does not.
 
     Args:
         vocabulary: What is known now.
@@ -58,8 +61,10 @@ def revise(
         forget_min: Impressions below which it loses it.
         values_max: How many values may own one; where more could, those with the most evidence do.
     """
-    known = vocabulary.rows(table.keys) != UNKNOWN_ROW
+    _, known = find(vocabulary.keys, table.keys)
     wanted = table.evidence >= np.where(known, forget_min, admit_min)
-    revised = Vocabulary(table.keys[wanted][strongest(table.evidence[wanted], values_max)])
-    source = vocabulary.rows(revised.keys)
-    return revised, np.concatenate([[UNKNOWN_ROW], np.where(source == UNKNOWN_ROW, -1, source)])
+    keys = table.keys[wanted]
+    revised = Vocabulary(keys[strongest(table.evidence[wanted], values_max)])
+    at, is_old = find(vocabulary.keys, revised.keys)
+    source = np.concatenate([[UNKNOWN_ROW], np.where(is_old, at + 1, -1)])
+    return revised, source, len(keys) - len(revised.keys)

@@ -68,6 +68,8 @@ TRAIN_FIGURES = {
     "auc_ratio": "AUC on the newest slide; NaN with one class alone",
     "calibration_ratio": "Mean prediction over click rate on the newest slide; NaN without clicks",
 }
+TRAIN_VALUES = ("counted", "with_row")
+VALUE_LIMITS = ("counts_max", "values_max")
 DECISIONS = ("warmup", "promote", "hold", "reject", "rollback")
 DRIFT_DETECTORS = ("adwin", "page_hinkley")
 BRIDGE_TOPICS = ("impressions", "clicks")
@@ -138,6 +140,11 @@ class ServeMetrics:
             registry=registry,
         )
         self.prior_values = Gauge("freshrank_prior_values_count", "Values with counts in use", registry=registry)
+        self.prior_evicted = Counter(
+            "freshrank_prior_values_evicted_total",
+            "Values whose published counts were dropped because of [priors] counts_max",
+            registry=registry,
+        )
         self.catalog_ads = Gauge("freshrank_catalog_ads_count", "Active ads held in memory", registry=registry)
         self.records = Counter(
             "freshrank_followed_records_total",
@@ -170,6 +177,11 @@ class PriorMetrics:
             registry=registry,
         )
         self.values = Gauge("freshrank_prior_table_values_count", "Values with counts", registry=registry)
+        self.evicted = Counter(
+            "freshrank_prior_table_values_evicted_total",
+            "Values that lost their counts because of [priors] counts_max",
+            registry=registry,
+        )
         self.published = Counter(
             "freshrank_prior_values_published_total", "Values whose counts were published", registry=registry
         )
@@ -210,6 +222,19 @@ class TrainMetrics:
             "Rows beyond [update] rows_max: counted in the priors, not scored or learnt",
             registry=registry,
         )
+        self._values = Gauge(
+            "freshrank_train_values_count",
+            "Values after the newest slide: with counts, with an embedding row",
+            ["what"],
+            registry=registry,
+        )
+        self._evicted = Counter(
+            "freshrank_train_values_evicted_total",
+            "Values that a limit took, slide by slide: their counts ([priors] counts_max), or the embedding row that"
+            " their evidence asks for ([model] values_max)",
+            ["limit"],
+            registry=registry,
+        )
         self._load = Gauge(
             "freshrank_train_load_ratio",
             "Wall time of the newest slide's learning over its length in event time: above 1 a live log is not kept up",
@@ -233,6 +258,8 @@ class TrainMetrics:
             buckets=DELAY_BUCKETS_S,
             registry=registry,
         )
+        _preset(self._values, TRAIN_VALUES)
+        _preset(self._evicted, VALUE_LIMITS)
         _preset(self._decisions, DECISIONS)
         _preset(self._drift, DRIFT_DETECTORS)
 
@@ -243,11 +270,25 @@ class TrainMetrics:
         decision: str,
         drift: Iterable[str],
         left_out: int,
+        values: Mapping[str, int],
+        evicted: Mapping[str, int],
         start_s: float,
         end_s: float,
         learn_s: float,
     ) -> None:
-        """Note one slide: the figures by model (`champion`, `latest`) and what was decided."""
+        """Note one slide.
+
+        Args:
+            evaluation: The figures by model (`champion`, `latest`).
+            decision: What was decided.
+            drift: Detectors that raised an alarm.
+            left_out: Rows beyond what is learnt of a slide.
+            values: How many there are, by `TRAIN_VALUES`.
+            evicted: How many a limit took, by `VALUE_LIMITS`.
+            start_s: Where the slide begins.
+            end_s: Where it ends.
+            learn_s: Wall time that it took.
+        """
         for model, figures in evaluation.items():
             for name, gauge in self._figures.items():
                 value = figures.get(name.rpartition("_")[0])
@@ -257,6 +298,10 @@ class TrainMetrics:
         for detector in drift:
             self._drift.labels(detector).inc()
         self._left_out.inc(left_out)
+        for what, count in values.items():
+            self._values.labels(what).set(count)
+        for limit, count in evicted.items():
+            self._evicted.labels(limit).inc(count)
         self._load.set(learn_s / (end_s - start_s) if end_s > start_s else math.nan)
         self._slide_end_s.set(end_s)
         self._learn_s.observe(learn_s)

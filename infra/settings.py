@@ -126,8 +126,9 @@ class PriorSettings(_Section, frozen=True):
         half_lives_s: Memories kept side by side, in seconds of event time.
         levels: Fields from fine to coarse: each backs off to the next, the last to the overall rate.
         evidence_min: A value whose impressions (longest memory) have decayed below this is forgotten.
-        counts_max: How many values are counted, of all fields together (per shard, of the live ones): beyond that,
-            those with the least evidence are forgotten. About 60 bytes each, three times that while they change.
+        counts_max: How many values are counted, of all fields together (in the priors' worker per shard; in the
+            ranking service of all shards): beyond that, those with the least evidence are forgotten. About 60 bytes
+            each, three times that while they change.
         publish_s: How often (append time) the live counts are published.
         crosses_max: How many crosses the warm-up may choose, where none is named.
         cells_max: How many distinct values they may have among them.

@@ -26,7 +26,7 @@ import torch
 from features.encode import Keys, slot_fields
 from features.fields import Field, slot_counts
 from features.posteriors import deviations
-from features.priors import CORRECTION, PriorTable, SettledRows, advance
+from features.priors import CORRECTION, PriorTable, SettledRows, advance, within
 from features.strength import add_losses, best_strength, initial_losses
 from features.vocabulary import Vocabulary, revise
 from models.batch import Inputs, Predictor, make_inputs
@@ -137,6 +137,9 @@ class UpdateReport:
         lost: Slides whose learning was thrown away by a reject or a rollback.
         former_version: What served before and is watched in the shadow; empty: nothing is.
         values: Values that own an embedding row after the step.
+        counted: Values with counts after the step, up to the moment that limits hold at.
+        counts_evicted: Values that lost their counts to `counts_max`.
+        rows_evicted: Values that lost, or did not get, an embedding row because of `values_max`.
         stale_rows: Rows shown too long before the slide to know what had settled then: counted, not learnt or scored.
         left_out: Rows beyond `rows_max`: counted, not learnt or scored.
         corrected: Clicks of earlier impressions that came too late for those: counted and learnt, not scored.
@@ -158,6 +161,9 @@ class UpdateReport:
     latest_version: str
     lost: tuple[int, ...]
     values: int
+    counted: int
+    counts_evicted: int
+    rows_evicted: int
     stale_rows: int
     left_out: int
     corrected: int
@@ -233,7 +239,8 @@ class Learner:
         evaluations = {name: evaluate(p, examples.clicks, examples.groups) for name, p in self.scores.items()}
         is_warmup = slide.is_warmup(origin_s(before, slide), self._plan.warmup_s)
         verdict, shadow = self._verdict(examples, evaluations["latest"], is_warmup=is_warmup)
-        after = count_slide(before, slide, examples.settled, self._plan)
+        after, counts_evicted = count_slide(before, slide, examples.settled, self._plan)
+        rows_evicted = 0
         after = dataclasses.replace(after, evidence=verdict.evidence, shadow=shadow)
         name = {"reject": "champion", "rollback": "former"}.get(verdict.decision, "latest")
         start = dict(self._pointers())[name]
@@ -251,7 +258,7 @@ class Learner:
                 late = make_inputs(examples.late.keys, examples.late.counts, start, self._device)
                 keys = np.concatenate([keys, examples.late.keys])
                 inputs, targets = inputs.followed_by(late), targets.followed_by_late(len(late))
-            after = self._train(start, learn_strength(after, examples), keys, inputs, targets)
+            after, rows_evicted = self._train(start, learn_strength(after, examples), keys, inputs, targets)
         self._point(before, start, verdict.decision, shadow)
         self.latest = after
         impressions = slide.frame.filter(pl.col("kind") != CORRECTION)
@@ -271,6 +278,9 @@ class Learner:
             latest_version=after.version,
             lost={"reject": before.learnt, "rollback": before.shadow.learnt}.get(verdict.decision, ()),
             values=len(after.vocabulary) - 1,
+            counted=len(after.base.keys),
+            counts_evicted=counts_evicted,
+            rows_evicted=rows_evicted,
             stale_rows=len(impressions) - len(examples.clicks) - examples.left_out,
             left_out=examples.left_out,
             corrected=len(slide.frame) - len(impressions),
@@ -389,16 +399,19 @@ class Learner:
         evidence = torch.from_numpy(np.nan_to_num(known, posinf=0.0)).to(self._device, torch.float32)
         return Targets(clicks, torch.from_numpy(teacher).to(self._device), objective.trust(evidence))
 
-    def _train(self, start: Snapshot, after: Snapshot, keys: Keys, inputs: Inputs, targets: Targets) -> Snapshot:
+    def _train(
+        self, start: Snapshot, after: Snapshot, keys: Keys, inputs: Inputs, targets: Targets
+    ) -> tuple[Snapshot, int]:
         """Return the snapshot after its vocabulary followed the counts and its network learnt the slide.
 
-        The vocabulary goes first, so what is new in the slide learns from it.
+        The vocabulary goes first, so what is new in the slide learns from it. With the snapshot, how many values
+        `values_max` left without a row.
         """
         if not len(inputs):
-            return after
+            return after, 0
         assert after.slide is not None
         plan = self._plan
-        vocabulary, source = revise(
+        vocabulary, source, evicted = revise(
             after.vocabulary,
             after.priors,
             admit_min=plan.admit_min,
@@ -419,13 +432,14 @@ class Learner:
             seed=plan.seed,
             slide=after.slide,
         )
-        return dataclasses.replace(
+        learnt = dataclasses.replace(
             after,
             tensors=tensors,
             vocabulary=vocabulary,
             learnt=(*after.learnt, after.slide),
             shadow=remember(after.shadow, after.slide),
         )
+        return learnt, evicted
 
 
 def initial_snapshot(plan: Plan) -> Snapshot:
@@ -457,20 +471,21 @@ def initial_snapshot(plan: Plan) -> Snapshot:
     )
 
 
-def count_slide(before: Snapshot, slide: Slide, settled: SettledRows, plan: Plan) -> Snapshot:
-    """Return the snapshot with the slide's rows counted; nothing is learnt yet."""
+def count_slide(before: Snapshot, slide: Slide, settled: SettledRows, plan: Plan) -> tuple[Snapshot, int]:
+    """Return the snapshot with the slide counted, nothing of it learnt, and how many values `counts_max` took."""
     moment_s = max(before.base.as_of_s, slide.end_s - plan.lookback_s)
-    base = advance(
+    counted = advance(
         before.base,
         settled.between(-math.inf, moment_s),
         moment_s,
         slot_field=slot_fields(plan.fields),
         evidence_min=plan.evidence_min,
-        counts_max=plan.counts_max,
     )
+    base = within(counted, plan.counts_max)
     recent = settled.between(moment_s, math.inf)
     origin = origin_s(before, slide)
-    return dataclasses.replace(before, slide=slide.index, end_s=slide.end_s, origin_s=origin, base=base, recent=recent)
+    after = dataclasses.replace(before, slide=slide.index, end_s=slide.end_s, origin_s=origin, base=base, recent=recent)
+    return after, len(counted.keys) - len(base.keys)
 
 
 def learn_strength(after: Snapshot, examples: Examples) -> Snapshot:

@@ -91,6 +91,7 @@ class PriorService(mode.Service):
             shard=shard[0],
             n_shards=shard[1],
         )
+        self._evicted = 0  # of the values that the limit took, those that are in the metrics
         self._users: UserPush | None = open_user_push(settings, self._priors, metrics)
         self._values_max = UPDATE_BYTES_MAX // (10 + 16 * len(settings.priors.half_lives_s))
         self._counted_slide: int | None = None  # rows of this slide and those before it are in the snapshot
@@ -188,5 +189,7 @@ class PriorService(mode.Service):
             table = self._priors.table
             self._metrics.newest_s.set(max(0.0, table.as_of_s))
             self._metrics.values.set(len(table.keys))
+            self._metrics.evicted.inc(self._priors.evicted - self._evicted)
+            self._evicted = self._priors.evicted
             if oldest_append_s is not None:
                 self._metrics.publish_lag_s.observe(max(0.0, time.time() - oldest_append_s))

@@ -118,6 +118,7 @@ class _Service:
             fields=settings.fields,
             half_lives_s=settings.priors.half_lives_s,
             evidence_min=settings.priors.evidence_min,
+            counts_max=settings.priors.counts_max,
             sample=lambda: self._pipeline.sample,
         )
         self.app = make_app(

@@ -194,11 +194,15 @@ class TrainService(mode.Service):
         if report.drift:
             log.warning("train: slide %d: drift, says %s", report.slide, " and ".join(report.drift))
         self._warn_of_overload(report, learn_s)
+        if warning := limit_warning(report, self._settings):
+            log.warning("train: slide %d: %s", report.slide, warning)
         self._metrics.learnt(
             announcement.evaluation,
             decision=report.decision,
             drift=report.drift,
             left_out=report.left_out,
+            values={"counted": report.counted, "with_row": report.values},
+            evicted={"counts_max": report.counts_evicted, "values_max": report.rows_evicted},
             start_s=report.start_s,
             end_s=report.end_s,
             learn_s=learn_s,
@@ -257,6 +261,22 @@ class TrainService(mode.Service):
             return False
         log.info("train: %s %s as asked for", command.action, command.version)
         return True
+
+
+def limit_warning(report: UpdateReport, settings: Settings) -> str:
+    """Return what is to be said of the values that limits took in a slide; nothing if they took none."""
+    said = []
+    if report.counts_evicted:
+        said.append(
+            f"[priors] counts_max = {settings.priors.counts_max} took the counts of {report.counts_evicted} values;"
+            " raise it, or have less counted (a higher evidence_min, shorter half_lives_s)"
+        )
+    if report.rows_evicted:
+        said.append(
+            f"[model] values_max = {settings.model.values_max} left {report.rows_evicted} values without an embedding"
+            " row; raise it, or admit fewer (a higher admit_min and forget_min)"
+        )
+    return "; ".join(said)
 
 
 def versions_in_use(announcement: Announcement) -> set[str]:

@@ -49,3 +49,17 @@ class UserShelf:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+class Producer:
+    """The part of Kafka's producer that publications go through, in memory.
+
+    Attributes:
+        sent: Topic and value of each, in order.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, bytes]] = []
+
+    async def send_and_wait(self, topic: str, value: bytes) -> None:
+        self.sent.append((topic, value))

@@ -26,7 +26,7 @@ from features.posteriors import ROOT_INPUT
 RIDGE = 10.0  # doubt about each weight at the start, in curvature; best of 1, 10, 30, 100 on two logs' first slides
 KNOTS = (0.5, 1.0)  # evidence beyond which its slope may change, as log1p(n) is scaled: 11 and 147 impressions; by hand
 STEP_MAX = 2.0  # by which a batch may move the logit of a row of its own: the quadratic model holds near by; by hand
-CALIBRATION_START = (1.0, 1.0, 0.0)  # weights of the base, of what the network says beyond it, and of the level: as it is
+CALIBRATION_START = (1.0, 1.0, 0.0)  # weights of the base, of what the network says beyond it, of the level
 CALIBRATION_RIDGE = (30.0, 30.0, 300.0)  # doubt about them: few rows must not turn them, the level least; by hand
 MEMORY_ROWS = 350_000.0  # rows after which the curvature has halved; as good as no forgetting on two logs' warm-up
 

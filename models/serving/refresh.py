@@ -43,11 +43,19 @@ class Refresher:
         fields: Sequence[Field],
         half_lives_s: Sequence[float],
         evidence_min: float,
+        counts_max: int,
         sample: Callable[[], tuple[pl.DataFrame, float]],
     ) -> None:
         """Begin without a snapshot and without counts.
 
         Args:
+            registry: Where snapshots are.
+            holder: Where the one that serves goes.
+            metrics: What is exported.
+            fields: Of the deployment.
+            half_lives_s: Of its counts.
+            evidence_min: Published values whose evidence has decayed below this are forgotten with each new snapshot.
+            counts_max: If more values than this are published, those with the least evidence are.
             sample: The last request's frame and time, for warming up.
         """
         self._registry = registry
@@ -55,6 +63,7 @@ class Refresher:
         self._metrics = metrics
         self._fields = fields
         self._evidence_min = evidence_min
+        self._counts_max = counts_max
         self._sample = sample
         self._live = PublishedCounts.empty(half_lives_s, len(fields))
         self._wanted = ""
@@ -112,7 +121,9 @@ class Refresher:
         """Put count updates, oldest first, under all later scores; a bad one is counted and left out."""
         async with self._one_change:
             good = [update for update in updates if self._is_good(update)]
-            self._live = await asyncio.to_thread(self._live.updated, good)
+            told = await asyncio.to_thread(self._live.updated, good)
+            self._live = await asyncio.to_thread(told.within, self._counts_max)
+            self._metrics.prior_evicted.inc(len(told.table.keys) - len(self._live.table.keys))
             if self._holder.current is not None:
                 await self._swap(self._holder.current)
 

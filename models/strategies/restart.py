@@ -100,7 +100,7 @@ class Restart:
         """Keep the slide, forget what is too old, and start anew."""
         assert self._last is not None, "a slide is predicted before it is learnt"
         (examples, inputs), self._last = self._last, None
-        self._snapshot = count_slide(self._snapshot, slide, examples.settled, self._plan)
+        self._snapshot, _ = count_slide(self._snapshot, slide, examples.settled, self._plan)
         late = impression_ids(examples.late.frame)
         if not len(inputs) and not len(late):
             return
@@ -117,7 +117,7 @@ class Restart:
         """Return a snapshot, whose counts are made, with a network that has learnt what is kept and nothing else."""
         plan = self._plan
         empty = Vocabulary.empty()
-        vocabulary, source = revise(
+        vocabulary, source, _ = revise(
             empty, counted.priors, admit_min=plan.admit_min, forget_min=plan.forget_min, values_max=plan.values_max
         )
         tensors = move_rows(self._initial.tensors, source, vocabulary.keys, plan.seed)

@@ -144,7 +144,7 @@ class ControlStrategy:
             clicks[~rows.corrects] = examples.clicks
         if len(rows):
             self._control.learn(rows, clicks)
-        after = count_slide(self._counted, slide, examples.settled, self._plan)
+        after, _ = count_slide(self._counted, slide, examples.settled, self._plan)
         self._counted = learn_strength(after, examples)
         self._last = None
 

@@ -111,7 +111,7 @@ class SlideStore:
         for cut, slide in _cut(slides, plan.warmup_s):
             slide.frame.write_ipc(self._path(slide.index), compression="lz4")
             examples = read_examples(slide, counted, plan.buckets, plan.rows_max)
-            counted = count_slide(counted, slide, examples.settled, plan)
+            counted, _ = count_slide(counted, slide, examples.settled, plan)
             if not cut.is_warmup:
                 parts.append(
                     {

@@ -193,6 +193,41 @@ def test_no_more_values_are_counted_than_allowed() -> None:
         assert len(priors.table.keys) == 7
 
 
+def test_it_is_said_how_many_values_lost_their_counts_to_the_limit_and_not_how_many_to_time() -> None:
+    limited, forgetful = live(counts_max=7), live(evidence_min=0.5)
+    for priors in (limited, forgetful):
+        priors.count(FRAME[:5])
+    assert (len(limited.table.keys), limited.evicted) == (7, len(counted(FRAME[:5]).keys) - 7)
+    before = len(forgetful.table.keys)
+    forgetful.count(FRAME[5:6].with_columns(settled_s=pl.lit(1e9)))
+    assert len(forgetful.table.keys) < before
+    assert forgetful.evicted == 0
+
+
+def test_a_reader_keeps_the_published_values_with_the_most_evidence() -> None:
+    counts = told(run(live(), BLOCKS))
+    assert counts.within(len(counts.table.keys)).table is counts.table
+    kept = counts.within(9)
+    least = np.sort(counts.table.evidence)[-9]
+    assert len(kept.table.keys) == 9
+    assert kept.table.evidence.min() == least
+    assert kept.heard_s is counts.heard_s
+    assert_same(kept.updated([]).table, kept.table)
+    again = live()
+    again.restore(counted(FRAME))
+    assert_same(kept.updated(list(again.changes(1000))).table, counted(FRAME))  # what is published again is known again
+
+
+def test_a_value_that_a_reader_has_no_room_for_has_its_snapshots_counts() -> None:
+    snapshot = counted(FRAME[:400])
+    counts = told(run(live(), BLOCKS)).within(9)
+    over = counts.over(snapshot)
+    assert set(over.keys.tolist()) == set(snapshot.keys.tolist()) | set(counts.table.keys.tolist())
+    left = 0.5 ** ((over.as_of_s - snapshot.as_of_s) / np.array(HALF_LIVES_S))
+    own = ~np.isin(snapshot.keys, counts.table.keys)
+    np.testing.assert_allclose(over.n[np.isin(over.keys, snapshot.keys[own])], snapshot.n[own] * left)
+
+
 def test_fields_are_shared_out_by_their_slots_and_a_cross_goes_with_its_first_part() -> None:
     for n_shards in (1, 2, 3, 4):
         of_field = shard_fields(FIELDS, n_shards)

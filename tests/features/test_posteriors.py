@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.fields import Field
-from features.posteriors import ROOT_INPUT, ROWS_MAX, dense_inputs, dense_width, parent_rates, shares
+from features.posteriors import READ_ROWS, ROOT_INPUT, dense_inputs, dense_width, parent_rates, shares
 from features.priors import STRENGTH_DEFAULT, Counts, PriorTable
 
 FINE, COARSE = Field("ad", "item"), Field("tags", "item", "categories", values_max=2)
@@ -110,12 +110,25 @@ def test_inputs_do_not_depend_on_the_order_of_half_lives() -> None:
 
 
 def test_more_rows_than_are_turned_at_a_time_get_the_same_inputs() -> None:
-    n_rows = ROWS_MAX + 5
+    n_rows = READ_ROWS + 5
     one = counts_of([[1.0, 2.0]] * 3, [[0.5, 1.0]] * 3)
     many = Counts(*(np.repeat(array, n_rows, axis=0) for array in (one.n, one.c, one.root_n, one.root_c)))
     dense = read(many, np.repeat(KEYS, n_rows, axis=0))
     assert dense.shape == (n_rows, dense_width(FIELDS, 2))
     np.testing.assert_array_equal(dense, np.repeat(read(one), n_rows, axis=0))
+
+
+def test_inputs_do_not_depend_on_how_counts_lie_in_memory_or_on_the_rows_beside() -> None:
+    rng = np.random.default_rng(0)
+    n = rng.uniform(0.0, 50.0, (2 * READ_ROWS, 3, 2)) * rng.integers(0, 2, (2 * READ_ROWS, 3, 2))
+    counts = Counts(n, n * 0.3, rng.uniform(500.0, 900.0, (len(n), 2)), rng.uniform(1.0, 90.0, (len(n), 2)))
+    by_memory = Counts(*(np.asfortranarray(array) for array in (counts.n, counts.c, counts.root_n, counts.root_c)))
+    keys = np.where(rng.random((len(n), 3)) < 0.3, 0, KEYS).astype(np.uint64)
+    wanted = read(counts, keys, ("ad", "tags"))
+    np.testing.assert_array_equal(read(by_memory, keys, ("ad", "tags")), wanted)
+    for row in (0, 1, READ_ROWS - 1, READ_ROWS):
+        alone = slice(row, row + 1)
+        np.testing.assert_array_equal(read(counts.take(alone), keys[alone], ("ad", "tags")), wanted[alone])
 
 
 _SHARES = [[1.0, 0.5, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.priors import PriorTable, SettledRows, advance, lookup, set_counts
+from features.priors import PriorTable, SettledRows, advance, decay, lookup, set_counts, within
 from tests.features.counting import HALF_LIVES_S, SLOT_FIELD, count, impressions, rows_of
 from tests.frames import frame
 
@@ -60,6 +60,15 @@ def test_a_count_halves_with_each_half_life() -> None:
     counts = lookup(table, np.array([[1, 0, 0]], np.uint64), 10.0)
     np.testing.assert_allclose(counts.n[0, 0], [0.25, 0.5 ** (10 / 300), 0.5 ** (10 / 1e6)])
     np.testing.assert_allclose(counts.c, counts.n)
+
+
+def test_what_is_left_is_a_power_of_two_and_nothing_at_all_once_it_is_negligible() -> None:
+    half_lives_s = np.array([1.0, 3600.0])
+    elapsed_s = np.array([0.0, 0.7, 63.9, 64.0, 64.1, 70.0, 1050.0, 2000.0, 1e9, np.inf])
+    left = decay(elapsed_s[:, None], half_lives_s)
+    exact = np.exp2(elapsed_s[:, None] / -half_lives_s)
+    np.testing.assert_array_equal(left, np.where(exact < 2.0**-64, 0.0, exact))
+    assert (left[:, 0] > 0.0).tolist() == [True] * 4 + [False] * 6
 
 
 def test_a_late_correction_adds_its_click_from_its_own_moment_on_and_no_impression() -> None:
@@ -151,7 +160,7 @@ def test_where_there_are_too_many_values_those_with_the_least_evidence_are_forgo
     rng = np.random.default_rng(0)
     rows = impressions(rng.integers(1, 50, (200, 3)).astype(np.uint64), np.sort(rng.random(200)), np.ones(200))
     everything = advance(EMPTY, rows, 1.0, slot_field=SLOT_FIELD)
-    table = advance(EMPTY, rows, 1.0, slot_field=SLOT_FIELD, counts_max=10)
+    table = within(everything, 10)
     order = np.argsort(-everything.evidence, kind="stable")
     assert table.keys.tolist() == sorted(everything.keys[order[:10]].tolist())
     assert table.root_n.tolist() == everything.root_n.tolist()

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 
 from features.fields import Field
+from features.posteriors import parent_rates
 from features.priors import STRENGTH_DEFAULT, Counts, PriorTable
-from features.strength import CANDIDATES, MEMORY_ROWS, add_losses, best_strength, fit_strength, initial_losses
+from features.strength import (
+    CANDIDATES,
+    MEMORY_ROWS,
+    READ_ROWS,
+    add_losses,
+    best_strength,
+    fit_strength,
+    initial_losses,
+)
 
 FIELDS = (Field("user", "user"), Field("ad", "item"))
 TABLE = PriorTable.empty((1000.0,), 2)
@@ -39,6 +48,23 @@ def test_counts_that_mislead_are_hardly_believed() -> None:
     counts, keys, clicks = rows(10.0)
     shuffled = np.random.default_rng(1).permutation(clicks)  # what was counted of an ad says nothing of its next click
     assert fit_strength(counts, keys, shuffled, TABLE, FIELDS, ()).strength[1, 0] >= CANDIDATES[-2]
+
+
+def test_losses_are_summed_row_by_row_however_many_are_judged_at_a_time_and_however_counts_lie_in_memory() -> None:
+    counts, keys, clicks = rows(10.0, 2 * READ_ROWS + 7)
+    parent = parent_rates(counts, keys, TABLE, FIELDS, ())
+    losses = initial_losses(2, 1)
+    wanted = losses * 0.5 ** (len(keys) / MEMORY_ROWS)
+    for g, strength in enumerate(CANDIDATES):
+        rate = (counts.c + strength * parent) / (counts.n + strength)
+        gained = np.log(np.where(clicks[:, None, None] > 0.0, rate, 1.0 - rate)) * (counts.n > 0.0)
+        added = np.zeros((2, 1))
+        for of_row in gained:
+            added -= of_row
+        wanted[:, :, g] += added
+    by_memory = Counts(*(np.asfortranarray(array) for array in (counts.n, counts.c, counts.root_n, counts.root_c)))
+    for one in (counts, by_memory):
+        np.testing.assert_array_equal(add_losses(losses, one, keys, clicks, TABLE, FIELDS, ()), wanted)
 
 
 def test_no_rows_change_nothing() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from features.priors import PriorTable
 from features.vocabulary import Vocabulary, revise
 
+RULES = {"admit_min": 2.0, "forget_min": 0.5}
 EVIDENCE = st.dictionaries(st.integers(1, 40), st.floats(0.0, 10.0), max_size=30)
 
 
@@ -18,7 +19,7 @@ def table_of(evidence: dict[int, float]) -> PriorTable:
 
 
 def revised(vocabulary: Vocabulary, evidence: dict[int, float], values_max: int = 1000) -> tuple[Vocabulary, list[int]]:
-    vocabulary, source = revise(vocabulary, table_of(evidence), admit_min=2.0, forget_min=0.5, values_max=values_max)
+    vocabulary, source, _ = revise(vocabulary, table_of(evidence), **RULES, values_max=values_max)
     return vocabulary, source.tolist()
 
 
@@ -60,3 +61,11 @@ def test_where_too_many_values_want_a_row_those_with_the_most_evidence_have_one(
     vocabulary, _ = revised(Vocabulary.empty(), evidence, values_max)
     wanting = sorted((key for key, n in evidence.items() if n >= 2.0), key=lambda key: (-evidence[key], key))
     assert vocabulary.keys.tolist() == sorted(wanting[:values_max])
+
+
+def test_it_is_said_how_many_values_the_limit_leaves_without_a_row_and_not_how_many_the_evidence_does() -> None:
+    known, *_ = revise(Vocabulary.empty(), table_of({1: 5.0, 2: 4.0, 3: 3.0}), **RULES, values_max=3)
+    evidence = table_of({1: 0.1, 2: 4.0, 3: 3.0, 4: 9.0, 5: 2.0, 6: 1.9})  # 1 is forgotten, 6 not admitted
+    assert revise(known, evidence, **RULES, values_max=4)[2] == 0
+    vocabulary, _, without = revise(known, evidence, **RULES, values_max=2)
+    assert (vocabulary.keys.tolist(), without) == ([2, 4], 2)

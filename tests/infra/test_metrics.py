@@ -103,6 +103,8 @@ def test_a_trainer_exports_figures_decisions_and_drift() -> None:
             decision=decision,
             drift=drift,
             left_out=30,
+            values={"counted": 50, "with_row": 20},
+            evicted={"counts_max": 4, "values_max": 0},
             start_s=3600.0,
             end_s=7200.0,
             learn_s=0.5,
@@ -112,6 +114,10 @@ def test_a_trainer_exports_figures_decisions_and_drift() -> None:
     assert math.isnan(value("freshrank_train_auc_ratio", {"model": "latest"}) or 0.0)
     assert value("freshrank_train_rows_total") == 200.0
     assert value("freshrank_train_rows_left_out_total") == 60.0
+    assert value("freshrank_train_values_count", {"what": "counted"}) == 50.0
+    assert value("freshrank_train_values_count", {"what": "with_row"}) == 20.0
+    assert value("freshrank_train_values_evicted_total", {"limit": "counts_max"}) == 8.0
+    assert value("freshrank_train_values_evicted_total", {"limit": "values_max"}) == 0.0
     assert value("freshrank_train_load_ratio") == 0.5 / 3600.0
     assert value("freshrank_gate_decisions_total", {"decision": "promote"}) == 1.0
     assert value("freshrank_gate_decisions_total", {"decision": "rollback"}) == 0.0

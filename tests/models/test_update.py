@@ -289,8 +289,33 @@ def test_values_and_counts_stay_within_their_limits() -> None:
     for index in range(1, 5):
         report = learner.learn(slide(index))
         assert report.values <= 20
-        assert len(learner.latest.base.keys) <= 30
-    assert (report.values, len(learner.latest.base.keys)) == (20, 30)
+        assert len(learner.latest.base.keys) == report.counted <= 30
+    assert (report.values, report.counted) == (20, 30)
+
+
+def test_a_report_says_what_each_limit_took() -> None:
+    free, limited = Learner(plan()), Learner(plan(values_max=20, counts_max=300))
+    for index in (1, 2):
+        wanted, report = free.learn(slide(index)), limited.learn(slide(index))
+        assert (wanted.counts_evicted, wanted.rows_evicted) == (0, 0)
+        if index == 1:  # the same evidence up to here
+            assert report.counts_evicted == wanted.counted - 300
+    admitted = np.count_nonzero(limited.latest.priors.evidence >= 2.0)
+    assert report.counts_evicted > 0
+    assert report.values + report.rows_evicted == admitted > 20
+
+
+def test_a_slide_that_is_counted_alone_takes_no_row() -> None:
+    report = Learner(plan(learns="warmup", counts_max=30)).learn(slide(1))
+    assert report.counts_evicted > report.rows_evicted == 0
+
+
+def test_what_time_alone_takes_is_not_said_to_be_a_limits() -> None:
+    learner = Learner(plan(half_lives_s=(600.0, 2000.0), evidence_min=0.2))
+    before = learner.learn(slide(1))
+    report = learner.learn(Slide(9, 9 * SLIDE_S, 9 * SLIDE_S + 100.0, frame(time_s=[9 * SLIDE_S])))
+    assert report.counted < before.counted
+    assert (report.counts_evicted, report.rows_evicted) == (0, 0)
 
 
 @pytest.mark.parametrize("click", [0, 1])

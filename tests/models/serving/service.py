@@ -47,7 +47,7 @@ class ToldHolder(Holder[Scorer]):
 class Service:
     """Its parts, within reach."""
 
-    def __init__(self, registry_dir: Path) -> None:
+    def __init__(self, registry_dir: Path, counts_max: int = 1_000_000) -> None:
         self.log = EventLog()
         self.holder = ToldHolder()
         self.catalog = Catalog(FIELDS)
@@ -75,6 +75,7 @@ class Service:
             fields=FIELDS,
             half_lives_s=PLAN.half_lives_s,
             evidence_min=0.01,
+            counts_max=counts_max,
             sample=lambda: self.pipeline.sample,
         )
         self.app = make_app(

@@ -204,6 +204,17 @@ async def test_counts_that_came_before_the_snapshot_are_under_its_scores(service
     assert service.metric("freshrank_prior_counts_timestamp_seconds") == live.as_of_s
 
 
+async def test_published_counts_stay_within_their_limit_and_what_it_took_is_exported(tmp_path: Path) -> None:
+    service, live = Service(tmp_path, counts_max=10), counted(slide(1))
+    await service.refresher.apply([update_from(live)])
+    assert service.metric("freshrank_prior_values_evicted_total") == len(live.keys) - 10
+    service.registry.save(initial_snapshot(PLAN), {})
+    await service.refresher.bring_in(initial_snapshot(PLAN).version)
+    assert service.metric("freshrank_prior_values_count") == 10
+    await service.refresher.apply([])
+    assert service.metric("freshrank_prior_values_evicted_total") == len(live.keys) - 10
+
+
 async def test_counts_stay_when_the_snapshot_changes(service: Service) -> None:
     await service.refresher.bring_in(version(0))
     live = counted(slide(1), slide(2), slide(3))
