@@ -1,9 +1,9 @@
 """Which crosses does the warm-up choose, and what are they worth? `python -m bench.crosses CONFIG --json FILE`.
 
 Takes the configuration's crosses away, lets features/crosses.py choose from the slides of the warm-up alone, and scores
-the slides after it by the prior alone: a logistic regression on the dense inputs of features/posteriors.py, learnt by
-the Newton steps of models/networks/logistic.py, each slide predicted before it is learnt. Three times: without crosses,
-with those that the configuration names, with the chosen ones. Nothing in it is left to chance.
+the slides after it by the prior alone: the base of models/networks/logistic.py, learnt by its Newton steps, each slide
+predicted before it is learnt. Three times: without crosses, with those that the configuration names, with the chosen
+ones. Nothing in it is left to chance.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from features.priors import CORRECTION, PriorTable, SettledRows, advance
 from features.strength import fit_strength
 from infra.settings import Settings, read_settings, state_dir
 from models.evaluate import evaluate, log_losses
-from models.networks.logistic import base_logits, initial_base, newton_step
+from models.networks.logistic import base_inputs, base_logits, base_width, initial_base, newton_step
 from models.window import Slide
 from stream.backtest import Backtest
 from stream.logs.reader import RowCounts
@@ -66,10 +66,11 @@ def predictions(
     settings: Settings, fields: Sequence[Field], slides: list[Slide], n_warmup: int
 ) -> tuple[Floats, Floats]:
     """Return predicted rates and labels of the slides after the warm-up."""
-    base = initial_base(dense_width(fields, len(settings.priors.half_lives_s)))
+    n_half_lives = len(settings.priors.half_lives_s)
+    base = initial_base(base_width(dense_width(fields, n_half_lives), n_half_lives))
     rates, labels = [], []
     for index, (dense, y) in enumerate(inputs_by_slide(settings, fields, slides)):
-        x, clicks = torch.from_numpy(dense), torch.from_numpy(y)
+        x, clicks = base_inputs(torch.from_numpy(dense), n_half_lives), torch.from_numpy(y)
         if index >= n_warmup:
             rates.append(torch.sigmoid(base_logits(base["weight"], x)).double().numpy())
             labels.append(y)

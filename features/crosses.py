@@ -7,8 +7,8 @@ already, in a logistic regression that predicts each stretch of time before it l
 the log loss of rows that came later than those it was fitted on.
 
 Invariants: a row sees what had settled as of its request, never its own label or that of a row beside it; a gain is
-counted on rows that came after those which fitted it; the choice is a function of the rows; nothing is chosen that
-chance would explain, so a log without interactions gets no crosses.
+counted on rows that came after those which fitted it; the choice is a function of the rows; the first cross is beyond
+chance, so a log without interactions gets hardly any; of those that follow up to about half may be chance.
 
 Shape legend: `N` rows judged, `M` settled rows, `S` slots, `P` dense inputs, `Q` those of one candidate, `E` stretches.
 """
@@ -40,13 +40,13 @@ FITTED_SHARE = 1 / 3  # of the rows judged, the oldest, which fit before any gai
 STRETCHES = 16  # of the later rows: each is predicted by what was fitted before it; chosen by hand
 CLUSTERS = 48  # pieces of time whose sums are taken as independent; chosen by hand
 CHANCE = 0.05  # probability of choosing anything from a log without interactions, over all candidates together; usual
-GAIN_MIN = 5e-4  # share of the log loss that a cross must be worth: what additive effects alone feign is mostly less
-ONE_MEMORY = 0.5  # share of that which a finalist must gain in the longest memory alone; chosen by hand
+FALSE_SHARE = 0.5  # of the chosen, once one is: a false cross costs less than a right one brings (docs/results.md)
+GAIN_MIN = 1e-4  # share of the log loss that a cross must be worth: about what a useless one costs on two logs
 FINALISTS = 32  # candidates, best first, that are judged with all memories; chosen by hand
 BATCH = 8  # candidates counted in one pass; more would save little and take more memory
 CLASS_MIN = 100  # clicks, and others, in each part of the rows judged: sums of fewer are far from normal
 REPEATS_MIN = 0.05  # share of values that come again: with fewer there is nothing to count; chosen by hand
-RIDGE = 1.0  # rows' worth of doubt about each weight, as in models/networks/logistic.py
+RIDGE = 10.0  # doubt about each weight, in curvature, as in models/networks/logistic.py
 NEWTON_STEPS = 6  # from the overall rate on; chosen by hand
 
 
@@ -79,8 +79,10 @@ def choose_crosses(
 ) -> list[ChosenCross]:
     """Return the pairs of fields whose crosses lower the log loss of later rows, in the order in which they were taken.
 
-    Greedy: the best candidate beside what is there, then the best beside that, until none of the rest gains more than
-    chance explains. Time and memory are bounded, however long the frame: of a long one the newest rows are judged.
+    Greedy: the best candidate beside what is there, then the best beside that. The first must be beyond chance: it says
+    that fields act together at all. Where they do more are taken, until over `FALSE_SHARE` of them could be chance: a
+    right one missed costs more than a false one taken. Time and memory are bounded, however long the frame: of a long
+    one the newest rows are judged.
 
     Args:
         frame: A frame of examples: the rows of the warm-up.
@@ -99,12 +101,14 @@ def choose_crosses(
     dense = _inputs(log, fields, log.keys, log.settled.keys, half_lives_s=half_lives_s, levels=levels)
     base = _fit(dense.astype(np.float64), log)
     candidates = _promising(log, pairs, cells_max)
-    finalists = _finalists(log, base, candidates, max(half_lives_s), _z_min(crosses_max, len(pairs)))
+    if not candidates:
+        return []
+    finalists = _finalists(log, base, candidates, max(half_lives_s), _z_min(crosses_max, len(candidates)))
     inputs = {one.field.name: _cross_inputs(log, [one.field], half_lives_s)[0] for one in finalists}
     finalists = [_judged(base, one, inputs[one.field.name].astype(np.float64)) for one in finalists]
     chosen: list[ChosenCross] = []
     while len(chosen) < crosses_max:
-        room, z_min = cells_max - sum(one.cells for one in chosen), _z_min(len(chosen) + 1, len(pairs))
+        room, z_min = cells_max - sum(one.cells for one in chosen), _z_min(len(chosen) + 1, len(candidates))
         best = _best(base, finalists, inputs, room, z_min)
         if best is None:
             break
@@ -280,7 +284,7 @@ def _fit(x: Floats, log: _Log) -> _Base:
 def _best(
     base: _Base, finalists: Sequence[ChosenCross], inputs: dict[str, npt.NDArray[np.float32]], room: int, z_min: float
 ) -> ChosenCross | None:
-    """Return the candidate that gains the most beside a base, of those that fit, are worth it and are not chance."""
+    """Return the candidate that gains the most beside a base, of those that fit, are worth it and are hardly chance."""
     best: ChosenCross | None = None
     for one in _ranked(finalists):
         if best is not None and best.gain >= one.gain:
@@ -293,13 +297,14 @@ def _best(
     return best
 
 
-def _z_min(n: int, n_pairs: int) -> float:
+def _z_min(n: int, n_candidates: int) -> float:
     """Return the z-score that the n-th cross must have, in errors estimated from `CLUSTERS` pieces of time.
 
-    Source: Benjamini, Hochberg 1995, so the first as by Bonferroni; Student's quantile by its first expansion
-    (Abramowitz, Stegun 26.7.5).
+    Source: Bonferroni for the first, then Benjamini, Hochberg 1995 at a far looser level; Student's quantile by its
+    first expansion (Abramowitz, Stegun 26.7.5).
     """
-    z = NormalDist().inv_cdf(1.0 - CHANCE * min(n / n_pairs, 1.0))
+    expected = CHANCE if n == 1 else FALSE_SHARE * n  # false ones among the n
+    z = NormalDist().inv_cdf(1.0 - min(expected / n_candidates, 0.5))
     return z + (z**3 + z) / (4.0 * (CLUSTERS - 1))
 
 
@@ -330,24 +335,23 @@ def _judged(base: _Base, cross: ChosenCross, z: Floats) -> ChosenCross:
 def _finalists(
     log: _Log, base: _Base, crosses: Sequence[ChosenCross], half_life_s: float, z_min: float
 ) -> list[ChosenCross]:
-    """Return the candidates that gain the most in one memory, best first."""
+    """Return the candidates that are hardly chance, those that gain the most in one memory first."""
     found = []
     for some in _batches(crosses):
         inputs = _cross_inputs(log, [one.field for one in some], [half_life_s])
         found += [_judged(base, one, z.astype(np.float64)) for one, z in zip(some, inputs, strict=True)]
-    gain_min = GAIN_MIN * base.loss * ONE_MEMORY
-    return _ranked([one for one in found if one.z_score >= z_min and one.gain >= gain_min])[:FINALISTS]
+    return _ranked([one for one in found if one.z_score >= z_min])[:FINALISTS]
 
 
 def _promising(log: _Log, crosses: Sequence[Field], cells_max: int) -> list[ChosenCross]:
     """Return the candidates whose counts can say what their parts' do not, their gains unknown."""
     slot_field, keys = slot_fields(log.fields), log.settled.keys
-    values = {field.name: _distinct(keys[:, slot_field == i]) for i, field in enumerate(log.fields)}
+    sets = {field.name: _distinct_sets(keys[:, slot_field == i]) for i, field in enumerate(log.fields)}
     found = []
     for field in crosses:
         own = _cross_keys(log, field, keys)
         cells, entries = _distinct(own), int(np.count_nonzero(own))
-        told_by_a_part = cells <= max(values[part] for part in field.of)
+        told_by_a_part = _distinct_sets(own) <= max(sets[part] for part in field.of)
         if not told_by_a_part and cells <= min(cells_max, (1.0 - REPEATS_MIN) * entries):
             found.append(ChosenCross(field, 0.0, 0.0, cells))
     return found
@@ -359,6 +363,11 @@ def _batches(crosses: Sequence[ChosenCross]) -> list[Sequence[ChosenCross]]:
 
 def _ranked(crosses: Sequence[ChosenCross]) -> list[ChosenCross]:
     return sorted(crosses, key=lambda cross: -cross.gain)
+
+
+def _distinct_sets(keys: Keys) -> int:
+    """Return how many sets of values rows have, (N, S)."""
+    return _distinct(keys.sum(axis=1, dtype=np.uint64))
 
 
 def _distinct(keys: Keys) -> int:

@@ -139,7 +139,7 @@ class PriorSettings(_Section, frozen=True):
     evidence_min: float = 0.1
     counts_max: int = 10_000_000
     publish_s: float = 1.0
-    crosses_max: int = 6
+    crosses_max: int = 8
     cells_max: int = 2_000_000
 
 

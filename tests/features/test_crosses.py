@@ -71,18 +71,31 @@ def of_topics(drawn: dict[str, Any], _: np.random.Generator) -> Floats:
 
 
 @pytest.mark.parametrize("world", [noise, additive])
+def test_hardly_anything_is_chosen_where_fields_do_not_act_together(world: Any) -> None:
+    chosen = [choose(log(world, seed=seed), crosses_max=8) for seed in range(8)]
+    assert chosen.count([]) >= 6
+
+
 @pytest.mark.parametrize("seed", range(2))
-def test_nothing_is_chosen_where_fields_do_not_act_together(world: Any, seed: int) -> None:
-    assert choose(log(world, seed=seed)) == []
+def test_a_field_crossed_with_what_it_tells_is_no_candidate(seed: int) -> None:
+    """An ad's topics are always the same, so ad and topic together say nothing but the ad."""
+    assert ("ad", "topics") not in parts(choose(log(additive, seed=seed)))
 
 
 def test_fields_that_act_together_are_found_though_neither_tells_anything_alone() -> None:
-    [found] = choose(log(either_or))
+    found, *_ = choose(log(either_or))
     assert found.field.of == ("group", "hour")
     assert found.cells == 5 * 8
     assert 0.01 < found.gain < 0.1
     assert found.z_score > 4.0
     check_fields((*FIELDS, found.field))
+
+
+def test_a_weak_cross_is_taken_where_a_strong_one_says_that_fields_act_together() -> None:
+    weak = log(lambda drawn, rng: 0.2 * of_topics(drawn, rng) - 1.0)
+    both = log(lambda drawn, rng: either_or(drawn, rng) + 0.2 * of_topics(drawn, rng))
+    assert choose(weak) == []
+    assert parts(choose(both))[:2] == [("group", "hour"), ("group", "topics")]
 
 
 def test_a_field_of_several_values_is_crossed_with_one_of_one() -> None:
@@ -127,7 +140,9 @@ def test_what_the_rows_of_one_request_share_is_no_reason() -> None:
 def test_a_cell_that_never_comes_again_and_fields_without_news_are_passed_over() -> None:
     fields = (*FIELDS, Field("once", "context"), Field("same", "context"), Field("none", "user"))
     rows = log(either_or, once=[str(i) for i in range(N_ROWS)], same=["x"] * N_ROWS, none=[None] * N_ROWS)
-    assert parts(choose(rows, fields)) == [("group", "hour")]
+    chosen = parts(choose(rows, fields))
+    assert chosen[0] == ("group", "hour")
+    assert not {"once", "same", "none"} & {part for pair in chosen for part in pair}
 
 
 @pytest.mark.parametrize("rows", [log(either_or, n_rows=150), log(either_or, n_rows=0)])
@@ -151,7 +166,7 @@ def test_late_corrections_are_counted_and_not_judged() -> None:
         pl.lit("late_corrected").alias("kind"), pl.lit(1).cast(rows.schema["click"]).alias("click"),
         pl.col("settled_s") + 500.0,
     )  # fmt: skip
-    assert parts(choose(pl.concat([rows, late]))) == [("group", "hour")]
+    assert parts(choose(pl.concat([rows, late])))[0] == ("group", "hour")
 
 
 @pytest.mark.slow
