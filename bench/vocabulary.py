@@ -73,7 +73,7 @@ def hashing(learner: Learner, n_rows: int, plan: Plan) -> Iterator[None]:
     source = np.concatenate([[0], np.full(n_rows, -1)])
     tensors = move_rows(learner.latest.tensors, source, hashed.keys, plan.seed)
     learner.latest = learner.champion = dataclasses.replace(learner.latest, vocabulary=hashed, tensors=tensors)
-    with patch("models.update.revise", lambda *_, **__: (hashed, np.arange(n_rows + 1))):
+    with patch("models.update.revise", lambda *_, **__: (hashed, np.arange(n_rows + 1), 0)):
         yield
 
 
