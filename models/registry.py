@@ -29,7 +29,7 @@ from features.fields import Field
 from models.networks.network import Way
 from models.snapshot import FeaturePrior, Snapshot, SnapshotError, from_arrays, schema_digest, to_arrays
 
-FORMAT = 4  # 1: buckets as evidence; 2: no losses of strengths; 3: a calibration that reads the network alone
+FORMAT = 5  # 1: buckets as evidence; 2: no losses of strengths; 3: a calibration of the network alone; 4: half a level
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 
 Manifest = dict[str, Any]
