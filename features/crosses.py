@@ -188,12 +188,16 @@ def _pairs(fields: Sequence[Field]) -> list[Field]:
 
 
 def _read(frame: pl.DataFrame, fields: Sequence[Field], rows_max: int) -> _Log | None:
-    """Return the newest rows, or None when they are too few to tell anything."""
+    """Return the newest rows, or None when they are too few to tell anything.
+
+    Rows shown before anything had settled are not judged: where clicks are long waited for they would be all that fits.
+    """
     frame = frame.sort("settled_s", maintain_order=True).tail((1 + COUNTED_PER_JUDGED) * rows_max)
     keys = encode(frame, fields)
     shown_s = frame.select(pl.col("time_s").min().over("request_id")).to_series().to_numpy()  # as of the request
     order = np.argsort(shown_s, kind="stable")
-    order = order[(frame["kind"] != CORRECTION).to_numpy()[order]][-rows_max:]
+    is_judged = (frame["kind"] != CORRECTION).to_numpy() & (np.searchsorted(frame["settled_s"].to_numpy(), shown_s) > 0)
+    order = order[is_judged[order]][-rows_max:]
     clicks = frame["click"].to_numpy().astype(np.float64)[order]
     edges = np.linspace(FITTED_SHARE, 1.0, STRETCHES + 1) * len(order)
     bounds = tuple(int(edge) for edge in edges)

@@ -23,7 +23,7 @@ from torch.nn import functional
 from features.encode import Keys
 from features.posteriors import ROWS_MAX, dense_inputs, dense_width, level_inputs, shares
 from features.priors import Counts
-from models.networks.logistic import base_inputs, base_logits, calibration_inputs
+from models.networks.logistic import base_inputs, base_logits, calibration_inputs, network_start
 from models.snapshot import Snapshot
 
 
@@ -106,11 +106,14 @@ class Predictor:
 
     def logits(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         """Return the logits of base and network of such rows before they are calibrated, (N, 2)."""
-        found = np.empty((len(inputs), 2), np.float32)
+        found, n_half_lives = np.empty((len(inputs), 2), np.float32), self._network.n_half_lives
         with torch.inference_mode():
             for first in range(0, len(inputs), ROWS_MAX):
                 part = inputs.take(slice(first, first + ROWS_MAX))
-                base = base_logits(self._base, base_inputs(part.dense, self._network.n_half_lives))
-                logits = self._network(functional.embedding(part.rows, self._embedding), part.share, part.dense, base)
+                read = base_inputs(part.dense, n_half_lives)
+                base = base_logits(self._base, read)
+                start = network_start(self._base, read, base, n_half_lives)
+                embedded = functional.embedding(part.rows, self._embedding)
+                logits = self._network(embedded, part.share, part.dense, start)
                 found[first : first + ROWS_MAX] = torch.stack([base, logits], dim=1).cpu().numpy()
         return found

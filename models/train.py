@@ -30,7 +30,15 @@ from features.encode import Keys, mix
 from features.vocabulary import UNKNOWN_ROW
 from models.batch import Inputs, minibatches
 from models.losses import Objective, Targets, objective_loss
-from models.networks.logistic import CALIBRATION_RIDGE, RIDGE, base_inputs, base_logits, calibration_inputs, newton_step
+from models.networks.logistic import (
+    CALIBRATION_RIDGE,
+    RIDGE,
+    base_inputs,
+    base_logits,
+    calibration_inputs,
+    network_start,
+    newton_step,
+)
 from models.networks.network import Network
 
 Tensors = dict[str, Tensor]
@@ -184,10 +192,11 @@ class Pass:
         state, network = self._state, self._network
         read_by_base = base_inputs(inputs.dense, network.n_half_lives).to(torch.float64)
         base = base_logits(state["base.weight"], read_by_base)
+        start = network_start(state["base.weight"], read_by_base, base, network.n_half_lives)
         before = functional.embedding(inputs.rows, self._rows_before)  # (B, S, D)
-        logits, of_weights = self._gradient(before, inputs, targets, base, [*network.parameters()])
+        logits, of_weights = self._gradient(before, inputs, targets, start, [*network.parameters()])
         now = functional.embedding(inputs.rows, state["embedding.rows"]).requires_grad_()
-        _, (of_now,) = self._gradient(now, inputs, targets, base, [now])
+        _, (of_now,) = self._gradient(now, inputs, targets, start, [now])
         weighed = calibration_inputs(torch.stack([base, logits], dim=1))
         for name, read, ridge in (("base", read_by_base, RIDGE), ("calibration", weighed, CALIBRATION_RIDGE)):
             weight, curvature = state[f"{name}.weight"], state[f"{name}.curvature"]
@@ -201,11 +210,11 @@ class Pass:
         self._average.lerp_(self._weights, share)
 
     def _gradient(
-        self, embedded: Tensor, inputs: Inputs, targets: Targets, base: Tensor, of: Sequence[Tensor]
+        self, embedded: Tensor, inputs: Inputs, targets: Targets, start: Tensor, of: Sequence[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the network's logits on embeddings (B, S, D), (B,), and gradients of the objective."""
-        with torch.autocast(base.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16):
-            logits = self._network(embedded, inputs.share, inputs.dense, base).to(torch.float32)
+        with torch.autocast(start.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16):
+            logits = self._network(embedded, inputs.share, inputs.dense, start).to(torch.float32)
         return logits.detach(), torch.autograd.grad(objective_loss(self._objective, logits, targets), of)
 
     def finish(self) -> Tensors:

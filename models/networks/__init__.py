@@ -1,4 +1,4 @@
-"""Network architectures, one file each; what they share is one call: (embedded, share, dense, base) to logits.
+"""Network architectures, one file each; what they share is one call: (embedded, share, dense, start) to logits.
 
 Files in reading order (C: core, values in and values out; E: edge, does the IO):
 

@@ -28,6 +28,7 @@ KNOTS = (0.5, 1.0)  # evidence beyond which its slope may change, as log1p(n) is
 STEP_MAX = 2.0  # by which a batch may move the logit of a row of its own: the quadratic model holds near by; by hand
 CALIBRATION_START = (1.0, 1.0, 0.0)  # weights of the base, of what the network says beyond it, of the level
 CALIBRATION_RIDGE = (30.0, 30.0, 300.0)  # doubt about them: few rows must not turn them, the level least; by hand
+BASE_SHARE = 0.5  # of what the base says of values, in the network's start; best of 0, 0.25, 0.5 and 1 on two logs
 MEMORY_ROWS = 350_000.0  # rows after which the curvature has halved; as good as no forgetting on two logs' warm-up
 
 
@@ -66,6 +67,23 @@ def calibration_inputs(logits: Tensor) -> Tensor:
 def base_logits(weight: Tensor, inputs: Tensor) -> Tensor:
     """Return the logits of the base, (B,), float32, from its inputs (B, Q) of either precision."""
     return (inputs.to(torch.float64) @ weight).to(torch.float32)
+
+
+def network_start(weight: Tensor, inputs: Tensor, base: Tensor, n_half_lives: int) -> Tensor:
+    """Return the logits that a network starts from, (B,): the base's level and half of what it says beyond it.
+
+    The level is what the base makes of the overall rate in all memories. A network that had half of that too would be
+    late, with half of the distance, whenever the level shifts.
+
+    Args:
+        weight: Of the base, (Q,).
+        inputs: What it reads, (B, Q).
+        base: Its logits, (B,).
+        n_half_lives: H.
+    """
+    told = slice(ROOT_INPUT, ROOT_INPUT + n_half_lives)
+    level = base_logits(weight[told], inputs[:, told])
+    return torch.lerp(level, base, BASE_SHARE)
 
 
 def newton_step(

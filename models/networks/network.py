@@ -2,9 +2,10 @@
 
 Owns the parts around an architecture. Must not know keys, vocabularies, optimisers or where inputs come from.
 
-Invariants: untrained it predicts the overall click rate, whatever the values are; it starts from half of the
-logit of the base (a logistic regression on the same dense inputs) and learns the rest: interactions, identities and, in
-its own way, the other half. So the two err differently, and the calibration behind them weighs them as the log goes on.
+Invariants: untrained it predicts the overall click rate, whatever the values are; it starts from the level of the base
+(a logistic regression on the same dense inputs) and half of what that says of values, and learns the rest:
+interactions, identities and, in its own way, the other half. So the two err differently, and the calibration behind
+them weighs them as the log goes on.
 It reads no input that sets the level alone: small steps on large, constant inputs would shake the level of a log with
 few clicks.
 
@@ -24,8 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.posteriors import LEVEL_INPUTS, ROOT_INPUT
-
-BASE_SHARE = 0.5  # of the base's logit in the network's; best of 0, 0.25, 0.5 and 1 on two logs
 
 Way = Literal["dense", "wide", "initial"]
 """How the feature prior gets in: as inputs of the network, as terms added to its logit, as the start of embeddings."""
@@ -61,21 +60,21 @@ class Network(nn.Module, ABC):
             parts: What is interacted, side by side: (B, X) in all.
         """
 
-    def forward(self, embedded: Tensor, share: Tensor, dense: Tensor, base: Tensor) -> Tensor:
+    def forward(self, embedded: Tensor, share: Tensor, dense: Tensor, start: Tensor) -> Tensor:
         """Return logits, (B,).
 
         Args:
             embedded: (B, S, D).
             share: Each slot's share in its field's mean, 0 where absent, (B, S).
             dense: (B, P).
-            base: Logits of the base, (B,).
+            start: Logits to start from, as models/networks/logistic.py makes them of the base, (B,).
         """
         weighted = embedded * share[:, :, None]
         pooled = self._pool(weighted)  # (B, F * D)
         level, dense = dense[:, ROOT_INPUT], dense[:, LEVEL_INPUTS:]
         logits = self.interact([pooled, dense] if self.is_dense else [pooled])
         if self.is_wide:
-            level = torch.lerp(level, base, BASE_SHARE) + self.direct(dense)[:, 0]
+            level = start + self.direct(dense)[:, 0]
         return level + logits
 
     def _pool(self, weighted: Tensor) -> Tensor:

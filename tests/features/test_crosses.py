@@ -170,6 +170,12 @@ def test_late_corrections_are_counted_and_not_judged() -> None:
 
 
 @pytest.mark.slow
+def test_rows_shown_before_anything_had_settled_are_not_all_that_fits() -> None:
+    rows = log(lambda drawn, rng: additive(drawn, rng) + either_or(drawn, rng), n_rows=6000)
+    waited = rows.with_columns(settled_s=pl.col("time_s") + 0.5 * SPAN_S)
+    assert parts(choose(waited, crosses_max=1)) == [("group", "hour")]
+
+
 def test_the_order_of_the_rows_changes_nothing() -> None:
     rows = log(either_or)
     assert choose(rows) == choose(rows.sample(fraction=1.0, shuffle=True, seed=3))

@@ -13,6 +13,7 @@ from models.networks.logistic import (
     calibration_inputs,
     initial_base,
     initial_calibration,
+    network_start,
     newton_step,
 )
 
@@ -118,6 +119,21 @@ def test_the_base_reads_rates_by_their_evidence() -> None:
     products = [r * e for r, e in zip(rates, evidence, strict=True)]
     assert read == pytest.approx(level + rates + evidence + products + beyond)
     assert len(read) == base_width(11, 2)
+
+
+def test_a_network_starts_from_the_whole_level_of_the_base_and_half_of_what_it_says_of_values() -> None:
+    # Two half-lives, one field: 1, the overall rate, how far it moves, two rates, two evidences.
+    weight = torch.zeros(base_width(7, 2), dtype=torch.float64)
+    weight[:5] = torch.tensor([0.3, 0.9, 0.8, 0.5, 0.7])
+
+    def start(*dense: float) -> float:
+        inputs = base_inputs(torch.tensor([dense]), 2)
+        return network_start(weight, inputs, base_logits(weight, inputs), 2).item()
+
+    calm = start(1.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    assert calm == pytest.approx(0.9 * -2.0 + 0.3 / 2)
+    assert start(1.0, -2.0, 1.5, 0.0, 0.0, 0.0, 0.0) - calm == pytest.approx(0.8 * 1.5, abs=1e-6)  # not half of it
+    assert start(1.0, -2.0, 0.0, 0.4, 0.6, 0.0, 0.0) - calm == pytest.approx((0.5 * 0.4 + 0.7 * 0.6) / 2, abs=1e-6)
 
 
 def test_the_base_believes_a_rate_the_more_the_more_was_counted() -> None:
