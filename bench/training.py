@@ -63,7 +63,7 @@ from models.batch import Inputs, Predictor, make_inputs
 from models.examples import read_examples
 from models.losses import Objective, Targets
 from models.networks.build import build_network, initial_tensors
-from models.networks.logistic import base_inputs, base_logits, base_width, network_start
+from models.networks.logistic import base_width, run_base
 from models.networks.network import Way
 from models.train import Pass, adagrad_step, resolve_device, sum_by_row, train, use_threads
 from models.update import Learner
@@ -181,8 +181,7 @@ class Ours:
         inputs = self._batches[batch].inputs
         with torch.inference_mode():
             embedded = nn.functional.embedding(inputs.rows, self._state["embedding.rows"])
-            read = base_inputs(inputs.dense, HALF_LIVES)
-            start = network_start(self._base, read, base_logits(self._base, read), HALF_LIVES)
+            _, _, start = run_base(self._base, inputs.dense, HALF_LIVES)
             self.network(embedded, inputs.share, inputs.dense, start)
 
 

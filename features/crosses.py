@@ -194,9 +194,10 @@ def _read(frame: pl.DataFrame, fields: Sequence[Field], rows_max: int) -> _Log |
     """
     frame = frame.sort("settled_s", maintain_order=True).tail((1 + COUNTED_PER_JUDGED) * rows_max)
     keys = encode(frame, fields)
-    shown_s = frame.select(pl.col("time_s").min().over("request_id")).to_series().to_numpy()  # as of the request
+    shown = pl.col("time_s").min().over("request_id")  # as of the request
+    judged = (pl.col("kind") != CORRECTION) & (shown > pl.col("settled_s").min())
+    shown_s, is_judged = (column.to_numpy() for column in frame.select(s=shown, j=judged))
     order = np.argsort(shown_s, kind="stable")
-    is_judged = (frame["kind"] != CORRECTION).to_numpy() & (np.searchsorted(frame["settled_s"].to_numpy(), shown_s) > 0)
     order = order[is_judged[order]][-rows_max:]
     clicks = frame["click"].to_numpy().astype(np.float64)[order]
     edges = np.linspace(FITTED_SHARE, 1.0, STRETCHES + 1) * len(order)

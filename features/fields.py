@@ -10,6 +10,7 @@ Shape legend: `F` fields, `S` slots (a `categories` field takes `values_max` slo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -67,6 +68,12 @@ def slot_counts(fields: Sequence[Field]) -> tuple[int, ...]:
         return field.values_max if field.kind == "categories" else 1
 
     return tuple(width(field) for field in fields)
+
+
+def field_slots(fields: Sequence[Field]) -> list[slice]:
+    """Return the slots that each field takes, in field order, F slices of S."""
+    widths = slot_counts(fields)
+    return [slice(end - width, end) for end, width in zip(itertools.accumulate(widths), widths, strict=True)]
 
 
 def shard_fields(fields: Sequence[Field], n_shards: int) -> tuple[int, ...]:

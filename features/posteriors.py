@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from features.encode import Keys, slot_fields
-from features.fields import Field, slot_counts
+from features.fields import Field, field_slots
 from features.priors import Counts, Floats, PriorTable, find
 
-ROWS_MAX = 32_768  # rows that a network scores at a time: bounds the temporaries, changes no value
 READ_ROWS = 1024  # rows whose counts are read at a time: all temporaries stay in the cache; the quickest of a few
 ROOT_STRENGTH = 100.0  # what a shorter overall rate leans on the longer one with; chosen by hand
 LOGIT_MAX = 12.0  # rates closer to 0 or 1 than exp(-12) are taken as that
@@ -68,8 +67,9 @@ def dense_inputs(
         levels: Fields from fine to coarse; each backs off to the next.
     """
     dense = np.empty((len(keys), dense_width(fields, len(table.half_lives_s))), np.float32)
+    slots = field_slots(fields)
     for rows, found in _posteriors(counts, keys, table, fields, levels):
-        _put_inputs(found, fields, dense[rows])
+        _put_inputs(found, slots, dense[rows])
     return dense
 
 
@@ -90,7 +90,7 @@ def level_inputs(counts: Counts, table: PriorTable, width: int) -> npt.NDArray[n
 
 def shares(keys: Keys, fields: Sequence[Field]) -> Floats:
     """Return each slot's share in its field's mean: 1 over the number of slots present, 0 where absent, (N, S)."""
-    return np.ascontiguousarray(_shares(keys, _slots(fields)).T)
+    return np.ascontiguousarray(_shares(keys, field_slots(fields)).T)
 
 
 def parent_rates(
@@ -130,7 +130,7 @@ def _posteriors(
     counts: Counts, keys: Keys, table: PriorTable, fields: Sequence[Field], levels: Sequence[str]
 ) -> Iterator[tuple[slice, _Posteriors]]:
     """Yield the posteriors of a few rows after the other, and which rows they are of."""
-    shortest_first, slots = np.argsort(table.half_lives_s, kind="stable"), _slots(fields)
+    shortest_first, slots = np.argsort(table.half_lives_s, kind="stable"), field_slots(fields)
     strength = table.strength[slot_fields(fields)][:, shortest_first].T[:, :, None]  # (H, S, 1)
     root = _root_logits(counts.root_n[:, shortest_first], counts.root_c[:, shortest_first])  # (N, H)
     of_level = {field.name: place for field, place in zip(fields, slots, strict=True)}
@@ -150,16 +150,16 @@ def _posteriors(
         yield rows, _Posteriors(n, root[rows], share, [*rates[-2::-1], parent], rates[::-1])
 
 
-def _put_inputs(found: _Posteriors, fields: Sequence[Field], dense: npt.NDArray[np.float32]) -> None:
+def _put_inputs(found: _Posteriors, slots: Sequence[slice], dense: npt.NDArray[np.float32]) -> None:
     """Put the dense inputs of some rows, (B, P)."""
     root, n_half_lives = found.root, len(found.n)
     dense[:, 0] = 1.0
     dense[:, ROOT_INPUT] = root[:, -1]
     dense[:, ROOT_INPUT + 1 : ROOT_INPUT + n_half_lives] = root[:, :-1] - root[:, 1:]
-    first, n_told = 1 + n_half_lives, len(fields) * n_half_lives
+    first, n_told = 1 + n_half_lives, len(slots) * n_half_lives
     for h, (n, rate, parent) in enumerate(zip(found.n, found.rate, found.parent, strict=True)):
         for start, told in ((first, rate - parent), (first + n_told, np.log1p(n) * LOG_COUNT_SCALE)):
-            dense[:, start + h : start + n_told : n_half_lives] = _pool(told * found.share, fields).T
+            dense[:, start + h : start + n_told : n_half_lives] = _pool(told * found.share, slots).T
 
 
 def _rate(n: Floats, c: Floats, parent: Floats, strength: Floats) -> Floats:
@@ -189,20 +189,14 @@ def _shares(keys: Keys, slots: Sequence[slice]) -> Floats:
     return present
 
 
-def _slots(fields: Sequence[Field]) -> list[slice]:
-    """Return the slots of each field."""
-    ends = itertools.accumulate(slot_counts(fields))
-    return [slice(end - width, end) for end, width in zip(ends, slot_counts(fields), strict=True)]
-
-
 def _level(weight: Floats, rate: Floats, root: Floats) -> Floats:
     """Return the mean rate of a coarse level's values, (B,), the overall rate where a row has none."""
     mean: Floats = np.where(weight.any(axis=0), np.ascontiguousarray((rate * weight).T).sum(axis=1), root)
     return mean
 
 
-def _pool(values: Floats, fields: Sequence[Field]) -> Floats:
+def _pool(values: Floats, slots: Sequence[slice]) -> Floats:
     """Return the sums of (S, B) over the slots of each field, (F, B)."""
-    if len(fields) == len(values):
+    if len(slots) == len(values):
         return values
-    return np.concatenate([np.add.reduceat(values[place], [0], axis=0) for place in _slots(fields)])
+    return np.concatenate([np.add.reduceat(values[place], [0], axis=0) for place in slots])

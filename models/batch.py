@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from features.encode import Keys
-from features.posteriors import ROWS_MAX, dense_inputs, dense_width, level_inputs, shares
+from features.posteriors import dense_inputs, dense_width, level_inputs, shares
 from features.priors import Counts
-from models.networks.logistic import base_inputs, base_logits, calibration_inputs, network_start
+from models.networks.logistic import calibration_inputs, run_base
 from models.snapshot import Snapshot
+
+ROWS_MAX = 32_768  # rows that a network scores at a time: bounds the temporaries, changes no value
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,7 @@ class Predictor:
         with torch.inference_mode():
             for first in range(0, len(inputs), ROWS_MAX):
                 part = inputs.take(slice(first, first + ROWS_MAX))
-                read = base_inputs(part.dense, n_half_lives)
-                base = base_logits(self._base, read)
-                start = network_start(self._base, read, base, n_half_lives)
+                _, base, start = run_base(self._base, part.dense, n_half_lives)
                 embedded = functional.embedding(part.rows, self._embedding)
                 logits = self._network(embedded, part.share, part.dense, start)
                 found[first : first + ROWS_MAX] = torch.stack([base, logits], dim=1).cpu().numpy()

@@ -30,15 +30,7 @@ from features.encode import Keys, mix
 from features.vocabulary import UNKNOWN_ROW
 from models.batch import Inputs, minibatches
 from models.losses import Objective, Targets, objective_loss
-from models.networks.logistic import (
-    CALIBRATION_RIDGE,
-    RIDGE,
-    base_inputs,
-    base_logits,
-    calibration_inputs,
-    network_start,
-    newton_step,
-)
+from models.networks.logistic import CALIBRATION_RIDGE, RIDGE, calibration_inputs, newton_step, run_base
 from models.networks.network import Network
 
 Tensors = dict[str, Tensor]
@@ -190,9 +182,7 @@ class Pass:
     def learn(self, inputs: Inputs, targets: Targets) -> None:
         """Move everything by one batch; every part sees what the others predicted before they moved."""
         state, network = self._state, self._network
-        read_by_base = base_inputs(inputs.dense, network.n_half_lives).to(torch.float64)
-        base = base_logits(state["base.weight"], read_by_base)
-        start = network_start(state["base.weight"], read_by_base, base, network.n_half_lives)
+        read_by_base, base, start = run_base(state["base.weight"], inputs.dense, network.n_half_lives)
         before = functional.embedding(inputs.rows, self._rows_before)  # (B, S, D)
         logits, of_weights = self._gradient(before, inputs, targets, start, [*network.parameters()])
         now = functional.embedding(inputs.rows, state["embedding.rows"]).requires_grad_()

@@ -2,8 +2,7 @@
 
 Owns the cutting of time (`Slides`, shared with the ledger, which closes its blocks at the same boundaries), the rows of
 slides that are still open (`Window`), their names (`impression_ids`) and what rows of an earlier configuration become
-(`fit_columns`). Must not know
-where blocks come from or what is learnt from a slide.
+(`fit_columns`). Must not know where blocks come from or what is learnt from a slide.
 
 Invariants: a slide is handed out once, when every partition's watermark has passed its end, so no row is late for it;
 its rows and their order depend on the rows alone, never on partitions, on arrival or on how often a block came.

@@ -2,9 +2,8 @@
 
 Owns their arithmetic: what they read, what they predict and how one batch moves them. The base reads the dense inputs,
 what each rate says times the evidence behind it, and the evidence beyond some amounts: so it can believe a rate the
-more the more was counted, as trees on the same inputs learn to. The calibration weighs the
-logits of base and network and puts their level right (stacking and Platt scaling, followed over time). Must not know
-embeddings or networks.
+more the more was counted, as trees on the same inputs learn to. The calibration weighs the logits of base and network
+and puts their level right (stacking and Platt scaling, followed over time). Must not know embeddings or networks.
 
 Invariants: there is no learning rate to choose: each step solves for the optimum of a quadratic model of everything
 seen, so its size follows from the data; the curvature halves with `MEMORY_ROWS`, so it never stops learning; the ridge
@@ -84,6 +83,16 @@ def network_start(weight: Tensor, inputs: Tensor, base: Tensor, n_half_lives: in
     told = slice(ROOT_INPUT, ROOT_INPUT + n_half_lives)
     level = base_logits(weight[told], inputs[:, told])
     return torch.lerp(level, base, BASE_SHARE)
+
+
+def run_base(weight: Tensor, dense: Tensor, n_half_lives: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the base reads of dense inputs (B, P), in doubles, its logits and those that a network starts from.
+
+    The shapes are (B, Q), (B,) and (B,).
+    """
+    inputs = base_inputs(dense, n_half_lives).to(torch.float64)
+    base = base_logits(weight, inputs)
+    return inputs, base, network_start(weight, inputs, base, n_half_lives)
 
 
 def newton_step(

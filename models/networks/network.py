@@ -5,9 +5,8 @@ Owns the parts around an architecture. Must not know keys, vocabularies, optimis
 Invariants: untrained it predicts the overall click rate, whatever the values are; it starts from the level of the base
 (a logistic regression on the same dense inputs) and half of what that says of values, and learns the rest:
 interactions, identities and, in its own way, the other half. So the two err differently, and the calibration behind
-them weighs them as the log goes on.
-It reads no input that sets the level alone: small steps on large, constant inputs would shake the level of a log with
-few clicks.
+them weighs them as the log goes on. It reads no input that sets the level alone: small steps on large, constant inputs
+would shake the level of a log with few clicks.
 
 Shape legend: `B` batch, `S` slots, `F` fields, `D` width of an embedding, `P` dense inputs, `X` what is interacted.
 """

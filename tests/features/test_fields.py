@@ -1,6 +1,6 @@
 import pytest
 
-from features.fields import Field, check_fields, id_field, raw_fields, slot_counts
+from features.fields import Field, check_fields, field_slots, id_field, raw_fields, slot_counts
 
 USER, ITEM = Field("user", "user"), Field("item", "item")
 TAGS = Field("tags", "item", "categories", values_max=3)
@@ -9,6 +9,7 @@ CROSS = Field("both", "cross", of=("user", "tags"))
 
 def test_a_field_with_several_values_and_its_cross_take_as_many_slots() -> None:
     assert slot_counts((USER, ITEM, TAGS, CROSS)) == (1, 1, 3, 3)
+    assert field_slots((USER, ITEM, TAGS, CROSS)) == [slice(0, 1), slice(1, 2), slice(2, 5), slice(5, 8)]
 
 
 def test_crosses_are_computed_and_not_carried_by_events() -> None:

@@ -3,9 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from features.encode import encode
-from features.posteriors import ROWS_MAX
 from features.priors import lookup
-from models.batch import Predictor, make_inputs, minibatches
+from models.batch import ROWS_MAX, Predictor, make_inputs, minibatches
 from models.update import initial_snapshot
 from tests.frames import FIELDS, plan, world
 from tests.models.learnt import learnt

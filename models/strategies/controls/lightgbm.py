@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.encode import Keys
-from features.fields import Field, slot_counts
+from features.fields import Field, field_slots
 from features.priors import Floats
 from models.strategies.controls.numbers import log_numbers
 from models.strategies.strategy import Probabilities, Rows
@@ -124,8 +124,8 @@ class LightGbm:
 
 def _category_slots(fields: Sequence[Field]) -> list[int]:
     """Return the slots of the fields that hold one category a row."""
-    widths = slot_counts(fields)
-    firsts = np.cumsum((0, *widths[:-1])).tolist()
     return [
-        first for field, first in zip(fields, firsts, strict=True) if field.kind == "category" and field.side != "cross"
+        slots.start
+        for field, slots in zip(fields, field_slots(fields), strict=True)
+        if field.kind == "category" and field.side != "cross"
     ]

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from vowpalwabbit import Workspace
 
-from features.fields import Field, slot_counts
+from features.fields import Field, field_slots
 from features.priors import Floats
 from models.strategies.controls.best_rate import BestRate
 from models.strategies.controls.late import late_click_weight
@@ -77,9 +77,7 @@ def example_lines(rows: Rows, fields: Sequence[Field]) -> pl.Series:
 
 def _columns(fields: Sequence[Field]) -> Iterator[list[str]]:
     """Yield the columns of each field that is no cross: its slots, and of a number its size."""
-    first = 0
-    for field, width in zip(fields, slot_counts(fields), strict=True):
+    for field, place in zip(fields, field_slots(fields), strict=True):
         if field.side != "cross":
-            slots = [str(slot) for slot in range(first, first + width)]
+            slots = [str(slot) for slot in range(place.start, place.stop)]
             yield [*slots, f"size {field.name}"] if field.kind == "number" else slots
-        first += width
