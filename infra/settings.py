@@ -16,7 +16,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import msgspec
 
@@ -24,6 +24,7 @@ from features.fields import Field, check_fields, id_field
 
 STATE_DIR_DEFAULT = ".freshrank"
 PARTITIONS_MAX = 10_000  # chosen by hand: far beyond what one topic bears, near what a slip of the keyboard gives
+HISTORY_MAX = 100  # values of a history: chosen by hand, so that one fits a record whatever its values are
 SEED_MAX = 2**63 - 1  # what every generator takes
 
 
@@ -49,6 +50,20 @@ class Join(_Section, frozen=True):
     on: str
 
 
+class History(_Section, frozen=True):
+    """A field of the user's side that the log does not hold but implies: what was clicked, or left, before a row.
+
+    Attributes:
+        name: The field's; it is of kind `categories` and its `values_max` says how many values are kept.
+        of: The field whose values are remembered.
+        clicked: Those of impressions that were clicked; false: those of impressions that were not.
+    """
+
+    name: str
+    of: str
+    clicked: bool = True
+
+
 class LogSettings(_Section, frozen=True):
     """[log]: where raw rows come from and which columns mean what.
 
@@ -70,6 +85,7 @@ class LogSettings(_Section, frozen=True):
     request: tuple[str, ...] = ()
     position: str = ""
     joins: tuple[Join, ...] = ()
+    histories: tuple[History, ...] = ()
     separator: str = ","
 
 
@@ -616,6 +632,7 @@ def _check_store(settings: Settings) -> None:
 def _check_sources(settings: Settings) -> None:
     if settings.log is not None:
         _check_log(settings.log)
+        _check_histories(settings.log, settings.fields)
     if settings.bridge is not None:
         _check_bridge(settings.bridge, settings)
 
@@ -634,6 +651,26 @@ def _check_log(log: LogSettings) -> None:
         _impossible("[log] label_at_least", "be a finite number", log.label_at_least)
     if len(log.separator.encode()) != 1:
         raise SettingsError(f'[log] separator must be one ASCII character, got "{log.separator}"')
+
+
+def _check_histories(log: LogSettings, fields: tuple[Field, ...]) -> None:
+    by_name = {field.name: field for field in fields}
+    names = [history.name for history in log.histories]
+    if log.histories and id_field(fields, "user") is None:
+        raise SettingsError(
+            '[log] histories must be empty unless [[fields]] holds one of side = "user", kind = "category" (the user\'s'
+            f" id), got {', '.join(names)}"
+        )
+    for history in log.histories:
+        own, of = by_name.get(history.name), by_name.get(history.of)
+        if own is None or own.side != "user" or own.kind != "categories" or names.count(own.name) > 1:
+            rule = 'name a field of side = "user", kind = "categories", each once'
+            _impossible("[log] histories", rule, f'"{history.name}"')
+        if own.values_max > HISTORY_MAX:
+            _impossible(f'[[fields]] name = "{own.name}" values_max', f"be <= {HISTORY_MAX}", own.values_max)
+        if of is None or of.side == "cross" or of.kind != "category" or of.name in names:
+            rule = f'be of a field of kind = "category", for "{history.name}"'
+            _impossible("[log] histories", rule, f'"{history.of}"')
 
 
 _PATH = re.compile(r"[^.\[\]]+(\[\d+\])*(\.[^.\[\]]+(\[\d+\])*)*")
@@ -767,5 +804,5 @@ def _check_window(window: WindowSettings) -> None:
         _impossible("[window] window_s", f"be >= slide_s ({window.slide_s})", window.window_s)
 
 
-def _impossible(key: str, rule: str, got: object) -> None:
+def _impossible(key: str, rule: str, got: object) -> NoReturn:
     raise SettingsError(f"{key} must {rule}, got {got}")

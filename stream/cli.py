@@ -301,25 +301,26 @@ def _compare(  # the command's own arguments
     from stream.compare.compare import Comparison, run_comparison
     from stream.compare.report import to_markdown
     from stream.compare.store import fingerprint
+    from stream.logs.histories import with_histories
     from stream.logs.reader import RowCounts, check_log
     from stream.logs.source import read_arrivals
 
     if settings.log is None:
         raise SettingsError(f"{config} must hold a section [log] to compare strategies on, got none; add it")
-    rows, bases = RowCounts(), _bases(config, data)
+    rows, bases, offering = RowCounts(), _bases(config, data), with_histories(settings)
     files = [source.path for source in check_log(settings.log, settings.fields, bases)]
     comparison = Comparison(
         settings=settings,
         strategies=strategies,
         seeds=seeds,
         directory=keep or state_dir() / "backtest" / settings.name,
-        fingerprint=fingerprint(settings, files, limit),
+        fingerprint=fingerprint(offering, files, limit),
         jobs=jobs,
         tunes=tune,
     )
     with _status("backtest") as status:
         report = run_comparison(
-            comparison, lambda: read_arrivals(settings, bases, rows, limit=limit), say=_say, status=status
+            comparison, lambda: read_arrivals(offering, bases, rows, limit=limit), say=_say, status=status
         )
     for line in rows.warnings():
         _say(line, style="yellow")
@@ -342,19 +343,22 @@ def tune(
         from stream.backtest import Backtest
         from stream.compare.choose import choose, to_toml
         from stream.compare.store import SlideStore
+        from stream.logs.histories import offered_histories, with_histories
         from stream.logs.reader import RowCounts
         from stream.logs.source import read_arrivals
         from stream.plan import new_plan
 
         rows, store = RowCounts(), SlideStore(Path(scratch))
-        arrivals = read_arrivals(settings, _bases(config, data), rows, limit=limit)
-        store.write_warmup(Backtest(settings, arrivals).slides(), settings, lambda _: status(f"{rows.read:,} rows"))
+        offering = with_histories(settings)
+        arrivals = read_arrivals(offering, _bases(config, data), rows, limit=limit)
+        store.write_warmup(Backtest(offering, arrivals).slides(), settings, lambda _: status(f"{rows.read:,} rows"))
         choices = choose(
             settings.update.strategy,
             new_plan(settings),
             store,
             tunes=rates,
             budget=settings.priors,
+            offered=offered_histories(settings),
             say=status,
         )
         if json is not None:

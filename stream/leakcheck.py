@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from features.fields import COLUMN_PREFIX, Field, id_field, raw_fields
+from features.fields import COLUMN_PREFIX, Field, id_field
 from infra.settings import LogSettings, Settings, SettingsError
 from models.leaks.findings import Finding
 from models.leaks.futures import check_futures
@@ -23,6 +23,7 @@ from models.leaks.order import Clock, check_clock, check_delays, check_slides, t
 from models.leaks.proxies import check_proxies, check_siblings
 from models.leaks.repeats import check_forbidden, check_repeats, check_requests
 from models.leaks.table import REQUEST, Table, compact, to_table
+from stream.logs.histories import logged_fields
 from stream.logs.reader import RowCounts, read_in_file_order
 from stream.wiring import new_slides
 
@@ -52,11 +53,12 @@ def leakcheck(
     """
     if settings.log is None:
         raise SettingsError("the file must hold a section [log] to be checked for leaks, got none; add it")
-    forbidden = [_field_name(name, settings.fields) for name in forbid]
-    labels = list(_label_fields(settings.log, settings.fields))
+    fields = logged_fields(settings.log, settings.fields)  # histories follow from these, from settled rows alone
+    forbidden = [_field_name(name, fields) for name in forbid]
+    labels = list(_label_fields(settings.log, fields))
     clock = Clock(disorder_s=settings.ledger.disorder_s, wait_s=settings.ledger.wait_s)
     counts = RowCounts()
-    table, share, is_whole = _read(settings.log, settings.fields, bases, clock, counts, limit=limit)
+    table, share, is_whole = _read(settings.log, fields, bases, clock, counts, limit=limit)
     findings = labels + list(_time_findings(settings, clock, is_whole=is_whole))
     for name, check in _checks(settings, table, clock, forbidden):
         on_progress(name)
@@ -94,7 +96,7 @@ def _checks(
 def _field_name(name: str, fields: Sequence[Field]) -> str:
     """Return the field that a key of --forbid means."""
     sides = {"user": id_field(fields, "user"), "item": id_field(fields, "item")}
-    names = [field.name for field in raw_fields(fields)]
+    names = [field.name for field in fields]
     if name in names:
         return name
     if (field := sides.get(name)) is not None:
@@ -105,7 +107,7 @@ def _field_name(name: str, fields: Sequence[Field]) -> str:
 def _label_fields(log: LogSettings, fields: Sequence[Field]) -> Iterator[Finding]:
     """Yield fields that are the label's own column, and requests that are made of it."""
     label = log.click_time or log.label
-    for field in raw_fields(fields):
+    for field in fields:
         if field.name in (log.label, log.click_time):
             yield Finding("label_proxy", field.name, {"column": field.name}, "it is the column of the label itself")
     if label in log.request:
@@ -144,7 +146,7 @@ def _read(
 ) -> tuple[Table, float, bool]:
     """Return the rows, the share of requests that they are, and whether the log was read to its end."""
     made_of = [name for name in log.request if name != log.time]
-    known = {field.name for field in raw_fields(fields)}
+    known = {field.name for field in fields}
     is_explicit = any(name not in known for name in made_of)
     extra = tuple(Field(name, "context") for name in made_of if name not in known)
     columns = [COLUMN_PREFIX + name for name in made_of] if is_explicit else ["request_id"]

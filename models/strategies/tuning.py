@@ -15,17 +15,21 @@ from models.update import Plan
 FACTORS = (0.3, 3.0)  # a rate is tried this much smaller and larger, and again from the best while that gains
 TIME_FACTORS = (0.25, 4.0)  # the same for half-lives
 
-CROSSES = "crosses"
+CROSSES, HISTORIES = "crosses", "histories"
 Choices = dict[str, Any]
-"""Fields of a plan, those of its objective as `objective.NAME`, with the values chosen; crosses by `name` and `of`."""
+"""Fields of a plan, those of its objective as `objective.NAME`, with the values chosen; crosses by `name` and `of`,
+histories by `name`, `of`, `clicked` and `values_max`."""
 
 
 def with_choices(plan: Plan, choices: Choices) -> Plan:
     """Return the plan with these values."""
     prefix = "objective."
-    own = {name: value for name, value in choices.items() if not name.startswith(prefix) and name != CROSSES}
+    inputs = (CROSSES, HISTORIES)
+    own = {name: value for name, value in choices.items() if not name.startswith(prefix) and name not in inputs}
     own["fields"] = (
-        *plan.fields,
+        *(field for field in plan.fields if field.side != "cross"),
+        *(Field(one["name"], "user", "categories", values_max=one["values_max"]) for one in choices.get(HISTORIES, [])),
+        *(field for field in plan.fields if field.side == "cross"),
         *(Field(one["name"], "cross", of=tuple(one["of"])) for one in choices.get(CROSSES, [])),
     )
     inner = {name.removeprefix(prefix): value for name, value in choices.items() if name.startswith(prefix)}

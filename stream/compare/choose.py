@@ -1,4 +1,4 @@
-"""What the warm-up chooses: crosses for `default`, and, where it is asked for, the settings of each of ours.
+"""What the warm-up chooses: crosses and histories for `default`, and, where asked for, the settings of each of ours.
 
 Owns the order in which things are tried. Must not open a slide after the warm-up.
 """
@@ -6,36 +6,43 @@ Owns the order in which things are tried. Must not open a slide after the warm-u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
 
 from features.crosses import choose_crosses
+from features.fields import Field
 from features.priors import Floats
-from infra.settings import PriorSettings
+from infra.settings import History, PriorSettings
 from models.evaluate import log_losses
 from models.strategies.build import GATE_SUFFIX
 from models.strategies.ours import LEARNERS
-from models.strategies.tuning import CROSSES, Choices, neighbours, settings_of, with_choices
+from models.strategies.tuning import CROSSES, HISTORIES, Choices, neighbours, settings_of, with_choices
 from models.update import Plan
 from stream.compare.steps import run_steps
 from stream.compare.store import SlideStore
 
 STEPS_MAX = 2  # a setting moves by so many factors at most: what lies further is another model
 LATER_SLIDES_MIN = 3  # fewer say nothing about what stays; chosen by hand
-CHOOSER = "default"  # the strategy that chooses its crosses without being asked
+CHOOSER = "default"  # the strategy that chooses its crosses and histories without being asked
 
 
 def to_toml(choices: Choices) -> str:
     """Return choices as lines for a configuration file."""
     lines: list[str] = []
+    for one in choices.get(HISTORIES, []):
+        lines += ["[[log.histories]]", f'name = "{one["name"]}"', f'of = "{one["of"]}"']
+        lines += [f"clicked = {str(one['clicked']).lower()}", ""]
+        lines += ["[[fields]]", f'name = "{one["name"]}"', 'side = "user"', 'kind = "categories"']
+        lines += [f"values_max = {one['values_max']}", ""]
     for one in choices.get(CROSSES, []):
         parts = ", ".join(f'"{part}"' for part in one["of"])
         lines += ["[[fields]]", f'name = "{one["name"]}"', 'side = "cross"', f"of = [{parts}]", ""]
     if "half_lives_s" in choices:
         lines += ["[priors]", f"half_lives_s = {list(choices['half_lives_s'])}", ""]
-    rates = {name.rpartition(".")[2]: value for name, value in choices.items() if name not in (CROSSES, "half_lives_s")}
+    rest = {name: value for name, value in choices.items() if name not in (CROSSES, HISTORIES, "half_lives_s")}
+    rates = {name.rpartition(".")[2]: value for name, value in rest.items()}
     if rates:
         lines += ["[update]", *(f"{name} = {value:.6g}" for name, value in rates.items()), ""]
     return "\n".join(lines)
@@ -48,11 +55,12 @@ def choose(  # what is chosen, from what, and how it is told
     *,
     tunes: bool,
     budget: PriorSettings,
+    offered: Sequence[tuple[History, Field]],
     say: Callable[[str], None],
 ) -> Choices:
     """Return what the warm-up chooses for a strategy; nothing for an outside control.
 
-    `default` chooses its crosses where the configuration names none.
+    `default` chooses its crosses and its histories where the configuration names none.
 
     Args:
         name: The strategy.
@@ -60,6 +68,7 @@ def choose(  # what is chosen, from what, and how it is told
         store: The log's slides.
         tunes: Whether rates, half-lives and weights are chosen too.
         budget: What crosses may cost: `crosses_max` and `cells_max`.
+        offered: Histories that the slides hold though the plan's fields do not name them.
         say: Called with how far it is.
     """
     own = name.removesuffix(GATE_SUFFIX)
@@ -67,6 +76,9 @@ def choose(  # what is chosen, from what, and how it is told
     if own == CHOOSER and not any(field.side == "cross" for field in plan.fields):
         say("choosing crosses")
         choices |= _crosses(plan, store, budget)
+    if own == CHOOSER and offered:
+        say("choosing histories")
+        choices |= _histories(name, plan, store, choices, offered)
     if tunes and own in LEARNERS:
         choices = _tune(name, own, plan, store, choices, say)
     return choices
@@ -85,6 +97,23 @@ def _crosses(plan: Plan, store: SlideStore, budget: PriorSettings) -> Choices:
         cells_max=budget.cells_max,
     )
     return {CROSSES: [{"name": one.field.name, "of": list(one.field.of)} for one in found]} if found else {}
+
+
+def _histories(
+    name: str, plan: Plan, store: SlideStore, choices: Choices, offered: Sequence[tuple[History, Field]]
+) -> Choices:
+    """Return the histories that are offered, all of them, if the warm-up is certainly predicted better with them."""
+    found: Choices = {
+        HISTORIES: [
+            {"name": one.name, "of": one.of, "clicked": one.clicked, "values_max": field.values_max}
+            for one, field in offered
+        ]
+    }
+    without = _warmup_losses(name, with_choices(plan, choices), store)
+    if not without:
+        return {}
+    together = _warmup_losses(name, with_choices(plan, choices | found), store)
+    return found if _certainly_less(together, without) else {}
 
 
 def _tune(  # noqa: PLR0917  # see `choose`

@@ -25,6 +25,7 @@ from stream.backtest import Backtest, TimedEvent
 from stream.compare.report import to_report, write_report
 from stream.compare.runs import Job, code_digest, load_run, perform
 from stream.compare.store import SlideStore
+from stream.logs.histories import with_histories
 
 POLL_S = 0.5  # how often the progress of runs is looked at
 
@@ -69,7 +70,7 @@ def run_comparison(
 
     Args:
         comparison: What is compared.
-        events: Opens the log; called when its slides are not there yet.
+        events: Opens the log, with the histories that it offers; called when its slides are not there yet.
         say: Called with a line when something is done.
         status: Called with what is going on.
 
@@ -113,7 +114,7 @@ def _run(
             n_rows += len(slide.frame)
             status(f"cutting the log into slides: {n_rows:,} rows")
 
-        backtest = Backtest(comparison.settings, events())
+        backtest = Backtest(with_histories(comparison.settings), events())
         store.write(backtest.slides(), comparison.settings, comparison.fingerprint, count)
     log = store.log
     n_warmup = sum(cut.is_warmup for cut in log.slides)

@@ -28,6 +28,7 @@ from stream.child import end_with_parent
 from stream.compare.choose import choose
 from stream.compare.steps import run_steps
 from stream.compare.store import SlideStore, write_whole
+from stream.logs.histories import offered_histories
 from stream.plan import new_plan
 
 MB = 1e6
@@ -138,7 +139,15 @@ def _perform(job: Job) -> None:
     use_threads(job.settings.update.threads)
     store = SlideStore(job.directory)
     plan = dataclasses.replace(new_plan(job.settings), seed=job.seed)
-    choices = choose(job.name, plan, store, tunes=job.tunes, budget=job.settings.priors, say=job.report)
+    choices = choose(
+        job.name,
+        plan,
+        store,
+        tunes=job.tunes,
+        budget=job.settings.priors,
+        offered=offered_histories(job.settings),
+        say=job.report,
+    )
     run = _run(job, with_choices(plan, choices), store, choices)
     rest = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "probabilities"}
     data = io.BytesIO()

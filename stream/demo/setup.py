@@ -87,7 +87,14 @@ def hold_back(settings: Settings, rows: int | None) -> Iterator[tuple[int, pl.Da
     assert settings.log is not None
     wanted = None if rows is None else rows + HELD_BACK_ROWS
     tail, n_read = pl.DataFrame(), 0
-    for frame in read_rows(settings.log, settings.fields, [], RowCounts(), disorder_s=settings.ledger.disorder_s):
+    for frame in read_rows(
+        settings.log,
+        settings.fields,
+        [],
+        RowCounts(),
+        wait_s=settings.ledger.wait_s,
+        disorder_s=settings.ledger.disorder_s,
+    ):
         tail = pl.concat([tail, frame], how="diagonal").tail(HELD_BACK_ROWS + frame.height)
         n_read += frame.height
         if wanted is not None and n_read >= wanted:

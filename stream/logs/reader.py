@@ -20,10 +20,11 @@ from typing import NamedTuple
 import msgspec
 import polars as pl
 
-from features.fields import Field, raw_fields
+from features.fields import Field
 from infra.settings import Join, LogSettings
 from stream.logs.columns import categories, kind_of, normalise, unreadable
 from stream.logs.files import Chunk, LogError, columns_of, find_files, read_chunks
+from stream.logs.histories import Histories, logged_fields
 from stream.logs.requests import in_order, request_ids, whole_requests
 
 ROWS_MAX = 16_384  # rows in memory at a time: chosen by measurement, larger ones only cost cache and memory
@@ -40,6 +41,7 @@ class RowCounts(msgspec.Struct):
         unreadable: Values that are no number though their field is one, by field; they count as missing.
         unmatched: Rows without a partner in a joined file, by file; the joined values are missing.
         out_of_order: Rows sent later than their time allows; the ledger may find them too late.
+        forgotten: Users whose histories began anew because too many were known.
     """
 
     read: int = 0
@@ -49,6 +51,7 @@ class RowCounts(msgspec.Struct):
     unreadable: dict[str, int] = {}
     unmatched: dict[str, int] = {}
     out_of_order: int = 0
+    forgotten: int = 0
 
     def warnings(self) -> list[str]:
         """Return one line for each thing that a user should know, worst first."""
@@ -61,6 +64,10 @@ class RowCounts(msgspec.Struct):
         lines += [f"{count} rows have no partner in {file}: values missing" for file, count in self.unmatched.items()]
         if self.out_of_order:
             lines.append(f"{self.out_of_order} rows come later than [ledger] disorder_s allows: sort the log by time")
+        if self.forgotten:
+            lines.append(
+                f"{self.forgotten} users forgotten: their [log] histories begin anew; drop these or split the log"
+            )
         return lines
 
 
@@ -81,6 +88,7 @@ def check_log(log: LogSettings, fields: Sequence[Field], bases: Sequence[Path]) 
     Raises:
         LogError: If a file cannot be read or a column is missing or cannot be what it is used as.
     """
+    fields = logged_fields(log, fields)
     paths = list(dict.fromkeys(path for pattern in log.files for path in find_files(pattern, bases)))
     needed = _needed(log, fields)
     found = columns_of(paths[0], log.separator)
@@ -107,6 +115,7 @@ def read_rows(
     bases: Sequence[Path],
     counts: RowCounts,
     *,
+    wait_s: float,
     disorder_s: float = 0.0,
     limit: int | None = None,
     rows_max: int = ROWS_MAX,
@@ -115,6 +124,7 @@ def read_rows(
 
     Args:
         counts: Counts up as rows are read; complete once the iterator is exhausted.
+        wait_s: How long after it was shown a row enters its user's histories.
         disorder_s: How far behind the newest row another may come without being counted as `out_of_order`.
         limit: Stop after this many usable rows, > 0; a few more may have been read.
         rows_max: Rows in memory at a time.
@@ -122,13 +132,34 @@ def read_rows(
     Raises:
         LogError: As `check_log`; or if the log turns out unreadable, empty, or to hold no usable row at all.
     """
+    usable = _usable_rows(log, fields, bases, counts, disorder_s=disorder_s, limit=limit, rows_max=rows_max)
+    histories = Histories(log, fields, wait_s=wait_s)
+    for frame in histories.added_to(usable):
+        counts.forgotten = histories.forgotten
+        yield frame
+    if not counts.used:
+        got = ", ".join(f"{rule} {count}" for rule, count in counts.unusable.items())
+        raise LogError(f"the log must hold usable rows, got none of {counts.read} ({got}); check [log] and time_unit")
+
+
+def _usable_rows(
+    log: LogSettings,
+    fields: Sequence[Field],
+    bases: Sequence[Path],
+    counts: RowCounts,
+    *,
+    disorder_s: float,
+    limit: int | None,
+    rows_max: int,
+) -> Iterator[pl.DataFrame]:
+    """Yield the rows of `read_rows` without their histories."""
     newest_s = 0.0
     usable = (
         chunk.filter(pl.col("rule").is_null()).drop("rule")
         for chunk in read_in_file_order(log, fields, bases, counts, rows_max=rows_max)
     )
     for frame in whole_requests(usable, rows_max):
-        ready, n_cut = in_order(frame, fields)
+        ready, n_cut = in_order(frame, logged_fields(log, fields))
         if n_cut:
             _add(counts.unusable, "request_too_big", n_cut)
         if limit is not None:
@@ -140,15 +171,12 @@ def read_rows(
         yield ready
         if counts.used == limit:
             return
-    if not counts.used:
-        got = ", ".join(f"{rule} {count}" for rule, count in counts.unusable.items())
-        raise LogError(f"the log must hold usable rows, got none of {counts.read} ({got}); check [log] and time_unit")
 
 
 def _needed(log: LogSettings, fields: Sequence[Field]) -> tuple[str, ...]:
     label = log.click_time or log.label
     names = [log.time, label, *log.request, *([log.position] if log.position else []), *(join.on for join in log.joins)]
-    return tuple(dict.fromkeys([*names, *(field.name for field in raw_fields(fields))]))
+    return tuple(dict.fromkeys([*names, *(field.name for field in fields)]))
 
 
 def _check_columns(names: Sequence[str], found: dict[str, pl.DataType], path: Path) -> None:
@@ -173,7 +201,7 @@ def _check_kinds(log: LogSettings, fields: Sequence[Field], found: dict[str, pl.
     times = ("text", "time") if iso else ("number", "time", "text")
     rules: list[tuple[str, str, tuple[str, ...]]] = [(log.time, "time", times)]
     rules.append((log.click_time, "click_time", times) if log.click_time else (log.label, "label", ("number", "text")))
-    rules += [(field.name, field.kind, _KINDS[field.kind]) for field in raw_fields(fields)]
+    rules += [(field.name, field.kind, _KINDS[field.kind]) for field in fields]
     for name, role, kinds in rules:
         if (kind := kind_of(found[name])) not in kinds:
             raise LogError(f'the column "{name}" is used as {role} and must hold {" or ".join(kinds)}, got {kind}')
@@ -227,6 +255,8 @@ def read_in_file_order(
 ) -> Iterator[pl.DataFrame]:
     """Yield every row as the files have it, `rule` (null: the row can be used) beside the columns of `read_rows`.
 
+    Histories are not among them: files need not be in time order.
+
     Args:
         counts: Counts up what is read and why rows cannot be used.
         rows_max: Rows in memory at a time.
@@ -235,6 +265,7 @@ def read_in_file_order(
         LogError: As `check_log`; or if the log turns out unreadable or empty.
     """
     sources = check_log(log, fields, bases)
+    fields = logged_fields(log, fields)
     joins = [_JoinTable(source, log.separator) for source in sources if source.join]
     for source in sources:
         if source.join is None:

@@ -31,7 +31,15 @@ def read_arrivals(
     """
     if settings.log is None:
         raise SettingsError("the file must hold a section [log] to read raw rows, got none; add it")
-    frames = read_rows(settings.log, settings.fields, bases, counts, disorder_s=settings.ledger.disorder_s, limit=limit)
+    frames = read_rows(
+        settings.log,
+        settings.fields,
+        bases,
+        counts,
+        wait_s=settings.ledger.wait_s,
+        disorder_s=settings.ledger.disorder_s,
+        limit=limit,
+    )
     return log_events(
         frames,
         settings.fields,

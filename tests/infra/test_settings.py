@@ -54,6 +54,11 @@ def with_log(line: str) -> str:
     return SMALL.replace('time = "time"\n', f'time = "time"\n{line}\n')
 
 
+def with_history(keys: str) -> str:
+    field = '[[fields]]\nname = "before"\nside = "user"\nkind = "categories"\n'
+    return with_log(f"histories = [{{ {keys} }}]") + field
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_right_and_named_after_its_file(path: Path) -> None:
     settings = read_settings(path)
@@ -326,6 +331,32 @@ def test_impossible_windows_are_errors(more: str, message: str) -> None:
         (
             with_log("click_delay_s = { seed = 9223372036854775808 }"),
             "[log] click_delay_s.seed must be <= 9223372036854775807, got 9223372036854775808",
+        ),
+        (
+            with_log('histories = [{ name = "seen", of = "ad" }]'),
+            '[log] histories must name a field of side = "user", kind = "categories", each once, got "seen"',
+        ),
+        (
+            with_history('name = "before", of = "ad" }, { name = "before", of = "ad"'),
+            '[log] histories must name a field of side = "user", kind = "categories", each once, got "before"',
+        ),
+        (
+            with_history('name = "before", of = "before"'),
+            '[log] histories must be of a field of kind = "category", for "before", got "before"',
+        ),
+        (
+            with_history('name = "before", of = "other"'),
+            '[log] histories must be of a field of kind = "category", for "before", got "other"',
+        ),
+        (
+            with_history('name = "before", of = "ad"') + "values_max = 101\n",
+            '[[fields]] name = "before" values_max must be <= 100, got 101',
+        ),
+        (
+            with_history('name = "before", of = "ad"').replace(
+                'name = "user"\nside = "user"', 'name = "user"\nside = "context"'
+            ),
+            '[log] histories must be empty unless [[fields]] holds one of side = "user", kind = "category"',
         ),
         (
             with_log("click_delay_s = { men = 1.0 }"),

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
-from infra.settings import SEED_MAX, read_settings
+from infra.settings import SEED_MAX, PriorSettings, read_settings
 from models.strategies.tuning import with_choices
 from stream import cli
 from stream.backtest import Backtest
@@ -26,6 +26,7 @@ from stream.cli import app
 from stream.compare.choose import choose, to_toml
 from stream.compare.report import to_markdown
 from stream.compare.store import SlideStore
+from stream.logs.histories import offered_histories, with_histories
 from stream.logs.reader import RowCounts
 from stream.logs.source import read_arrivals
 from stream.plan import new_plan
@@ -188,7 +189,7 @@ def test_tuning_chooses_by_the_warm_up_without_opening_a_later_slide(config: Pat
         if not cut.is_warmup:
             (tmp_path / "out" / "slides" / f"{cut.index:06d}.arrow").unlink()
     short = with_choices(new_plan(settings), {"half_lives_s": (5.0, 10.0, 20.0)})  # a row comes every five seconds
-    choices = choose("default", short, store, tunes=True, budget=settings.priors, say=lambda _: None)
+    choices = choose("default", short, store, tunes=True, budget=settings.priors, offered=(), say=lambda _: None)
     assert choices["half_lives_s"] == (20.0, 40.0, 80.0)  # four times as long for certain; more, not on each slide
 
 
@@ -197,7 +198,10 @@ def test_tuning_leaves_all_as_it_is_where_the_warm_up_is_short(config: Path, tmp
     arrivals = read_arrivals(settings, [tmp_path], RowCounts())
     store.write(Backtest(settings, arrivals).slides(), settings, "", lambda _: None)
     said: list[str] = []
-    assert choose("default", new_plan(settings), store, tunes=True, budget=settings.priors, say=said.append) == {}
+    assert (
+        choose("default", new_plan(settings), store, tunes=True, budget=settings.priors, offered=(), say=said.append)
+        == {}
+    )
     assert "tuning needs 6 slides in the warm-up, got fewer: nothing is tuned" in said
 
 
@@ -215,12 +219,39 @@ def test_default_chooses_its_crosses_where_none_is_named(config: Path, tmp_path:
         Backtest(settings, read_arrivals(settings, [tmp_path], RowCounts())).slides(), settings, "", lambda _: None
     )
     plan = new_plan(settings)
-    chosen = choose("default+gate", plan, store, tunes=False, budget=settings.priors, say=lambda _: None)
+    chosen = choose("default+gate", plan, store, tunes=False, budget=settings.priors, offered=(), say=lambda _: None)
     assert chosen == {"crosses": [{"name": "user_x_ad", "of": ["user", "ad"]}]}
     crossed = with_choices(plan, chosen)
     assert [field.name for field in crossed.fields] == ["user", "ad", "user_x_ad"]
     for name, there in (("default", crossed), ("finetune", plan), ("prior-only", plan)):
-        assert choose(name, there, store, tunes=False, budget=settings.priors, say=lambda _: None) == {}
+        assert choose(name, there, store, tunes=False, budget=settings.priors, offered=(), say=lambda _: None) == {}
+
+
+@pytest.mark.parametrize("matters", [True, False])
+def test_default_chooses_the_histories_that_a_log_offers_where_they_tell_something(
+    config: Path, tmp_path: Path, *, matters: bool
+) -> None:
+    """A user clicks ads of one colour, and is shown too few for the user's own rates to say which."""
+    rng = np.random.default_rng(2)
+    user, ad = np.repeat(np.arange(1000), 12), rng.integers(0, 4, 12_000)
+    taste = rng.integers(0, 2, 1000)[user] if matters else rng.integers(0, 2, 12_000)
+    click = rng.random(12_000) < np.where(taste == ad % 2, 0.9, 0.1)
+    rows = zip(range(0, 240_000, 20), click, user, ad, strict=True)
+    lines = [f"{time},{int(one)},u{who},a{which}" for time, one, who, which in rows]
+    (tmp_path / "log.csv").write_text("\n".join(["time,click,user,ad", *lines, ""]))
+    window = CONFIG.replace("warmup_s = 4000.0", "warmup_s = 200000.0").replace("slide_s = 1000.0", "slide_s = 40000.0")
+    config.write_text(window)
+    settings, store = read_settings(config), SlideStore(tmp_path / "out")
+    offering = with_histories(settings)
+    arrivals = read_arrivals(offering, [tmp_path], RowCounts())
+    store.write(Backtest(offering, arrivals).slides(), settings, "", lambda _: None)
+    plan, offered = new_plan(settings), offered_histories(settings)
+    chosen = choose(
+        "default", plan, store, tunes=False, budget=PriorSettings(crosses_max=0), offered=offered, say=lambda _: None
+    )
+    names = ["clicked_ad", "skipped_ad"] if matters else []
+    assert [one["name"] for one in chosen.get("histories", [])] == names
+    assert [field.name for field in with_choices(plan, chosen).fields] == ["user", "ad", *names]
 
 
 def test_tune_prints_lines_that_the_configuration_takes(config: Path) -> None:
@@ -234,6 +265,12 @@ def test_tune_prints_lines_that_the_configuration_takes(config: Path) -> None:
 
 def test_choices_become_the_lines_of_their_sections() -> None:
     crosses = [{"name": "user_x_ad", "of": ["user", "ad"]}]
+    histories = [{"name": "skipped_ad", "of": "ad", "clicked": False, "values_max": 20}]
+    text = to_toml({"histories": histories})
+    assert tomllib.loads(text) == {
+        "log": {"histories": [{"name": "skipped_ad", "of": "ad", "clicked": False}]},
+        "fields": [{"name": "skipped_ad", "side": "user", "kind": "categories", "values_max": 20}],
+    }
     text = to_toml({"crosses": crosses, "half_lives_s": (60.0, 3600.0), "learning_rate": 0.003, "objective.n0": 300.0})
     assert tomllib.loads(text) == {
         "fields": [{"name": "user_x_ad", "side": "cross", "of": ["user", "ad"]}],

@@ -93,7 +93,7 @@ def test_what_was_fetched_is_what_the_configuration_reads(tmp_path: Path, index:
     settings = read_settings(Path(__file__).resolve().parents[3] / "configs" / "movielens-1m.toml")
     assert settings.log is not None
     counts = RowCounts()
-    frame = pl.concat(read_rows(settings.log, settings.fields, [tmp_path], counts))
+    frame = pl.concat(read_rows(settings.log, settings.fields, [tmp_path], counts, wait_s=60.0))
     assert (counts.unusable, counts.unmatched, counts.clicks) == ({}, {}, 2)
     assert frame.filter(pl.col("field.user_id") == "2")["position"].to_list() == [0, 1, 0]
 

@@ -48,7 +48,9 @@ def read(
 ) -> tuple[pl.DataFrame, RowCounts]:
     counts = RowCounts()
     mapping = LogSettings(**(LOG | log))
-    frames = read_rows(mapping, FIELDS, [directory], counts, rows_max=rows_max, disorder_s=disorder_s, limit=limit)
+    frames = read_rows(
+        mapping, FIELDS, [directory], counts, wait_s=5.0, rows_max=rows_max, disorder_s=disorder_s, limit=limit
+    )
     return pl.concat(frames), counts
 
 
@@ -143,7 +145,7 @@ def test_the_rows_of_a_log_in_time_order_do_not_depend_on_the_chunks(
 def test_more_rows_of_one_instant_than_fit_into_memory_are_let_go(tmp_path: Path) -> None:
     write(tmp_path, [row(ad=f"a{number}") for number in range(10)])
     mapping = LogSettings(**(LOG | {"request": ("user",)}))
-    heights = [frame.height for frame in read_rows(mapping, FIELDS, [tmp_path], RowCounts(), rows_max=3)]
+    heights = [frame.height for frame in read_rows(mapping, FIELDS, [tmp_path], RowCounts(), wait_s=5.0, rows_max=3)]
     assert (sum(heights), max(heights)) == (10, 3)
 
 
@@ -361,7 +363,7 @@ def test_kuairand_is_read_as_its_configuration_says() -> None:
     settings_ = read_settings(Path(__file__).resolve().parents[3] / "configs" / "kuairand.toml")
     assert settings_.log is not None
     counts = RowCounts()
-    frames = read_rows(settings_.log, settings_.fields, [SHARED / "kuairand"], counts)
+    frames = read_rows(settings_.log, settings_.fields, [SHARED / "kuairand"], counts, wait_s=60.0)
     first = next(frames)
     assert counts.unusable == counts.unmatched == {}
     assert first["field.upload_type"].null_count() == 0

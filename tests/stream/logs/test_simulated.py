@@ -26,7 +26,7 @@ def test_the_file_holds_the_world_and_its_configuration_reads_it(tmp_path: Path)
     settings = read_settings(Path(__file__).resolve().parents[3] / "configs" / "simulated.toml")
     assert settings.log is not None
     counts = RowCounts()
-    frame = pl.concat(read_rows(settings.log, settings.fields, [tmp_path], counts))
+    frame = pl.concat(read_rows(settings.log, settings.fields, [tmp_path], counts, wait_s=60.0))
     assert (counts.used, counts.clicks, counts.warnings()) == (5000, world["click"].sum(), [])
     assert frame.drop_nulls("click_time_s").height == counts.clicks
     assert frame["request_id"].n_unique() == world["request_id"].n_unique()
