@@ -12,7 +12,6 @@ depend on how the rows were cut into frames.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 import polars as pl
@@ -23,7 +22,6 @@ from infra.settings import History, LogSettings, Settings
 
 OFFERED_LENGTH = 20  # chosen by hand: on MovieLens-1M 30 are better than 10, on KuaiRand they are not
 USERS_MAX = 500_000  # about a kilobyte each: chosen by hand; who was shown nothing for longest is forgotten
-
 _LIST = pa.list_(pa.large_string())  # polars alone takes five times as long for a list of lists
 
 
@@ -57,12 +55,14 @@ def with_histories(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, log=log, fields=fields)
 
 
-@dataclass(slots=True)
 class _User:
-    """One user's impressions that have not settled, oldest first, and those values that have, oldest first."""
+    """One user's impressions that have not settled, oldest first, and what those hold that have."""
 
-    waiting: list[tuple[float, bool, tuple[str | None, ...]]] = field(default_factory=list)
-    settled: tuple[dict[str, None], ...] = ()
+    __slots__ = ("settled", "waiting")
+
+    def __init__(self, n_histories: int) -> None:
+        self.waiting: list[tuple[float, int, tuple[str | None, ...]]] = []
+        self.settled: list[list[str] | None] = [None] * n_histories
 
 
 class Histories:
@@ -78,10 +78,9 @@ class Histories:
         user = id_field(fields, "user")
         assert user is not None or not log.histories, "settings ask for a user id"
         self._user = user
-        self._histories = log.histories
         self._columns = [by_name[history.name].column for history in log.histories]
         self._of = [by_name[history.of].column for history in log.histories]
-        self._lengths = [by_name[history.name].values_max for history in log.histories]
+        self._rules = [(history.clicked, by_name[history.name].values_max) for history in log.histories]
         self._wait_s = wait_s
         self._users_max = users_max
         self._users: dict[str, _User] = {}  # who was shown something last stands last
@@ -93,18 +92,18 @@ class Histories:
         Args:
             frames: Rows in time order: time_s, click and a column per field.
         """
-        if self._user is None or not self._histories:
+        if self._user is None or not self._columns:
             yield from frames
             return
         for frame in frames:
             columns: list[list[list[str] | None]] = [[] for _ in self._columns]
             values = zip(*(frame[name].to_list() for name in self._of), strict=True)
-            names = self._user.column, "time_s", "click"
-            for (user_id, time_s, click), shown in zip(frame.select(names).iter_rows(), values, strict=True):
+            rows = (frame[name].to_list() for name in (self._user.column, "time_s", "click"))
+            for user_id, time_s, click, shown in zip(*rows, values, strict=True):
                 user = self._known(user_id, time_s)
                 for column, settled in zip(columns, user.settled, strict=True):
-                    column.append([*reversed(settled)] or None)
-                user.waiting.append((time_s + self._wait_s, bool(click), shown))
+                    column.append(settled)
+                user.waiting.append((time_s + self._wait_s, click, shown))
             yield frame.with_columns(
                 pl.Series(name, pa.array(column, _LIST)) for name, column in zip(self._columns, columns, strict=True)
             )
@@ -113,21 +112,17 @@ class Histories:
         """Return what is known of a user as of a moment; of nobody, if the row names none."""
         user = self._users.pop(user_id, None) if user_id is not None else None
         if user is None:
-            user = _User(settled=tuple({} for _ in self._columns))
+            user = _User(len(self._columns))
         n_settled = 0
         for settles_s, click, shown in user.waiting:
             if not settles_s < time_s:
                 break
             n_settled += 1
-            for history, settled, value, length in zip(
-                self._histories, user.settled, shown, self._lengths, strict=True
-            ):
-                if value is None or history.clicked != click:
-                    continue
-                settled.pop(value, None)
-                settled[value] = None
-                if len(settled) > length:
-                    del settled[next(iter(settled))]
+            for number, (clicked, length) in enumerate(self._rules):
+                value = shown[number]
+                if clicked == click and value is not None:
+                    held = user.settled[number] or ()
+                    user.settled[number] = [value, *(one for one in held if one != value)][:length]
         del user.waiting[:n_settled]
         if user_id is not None:
             self._users[user_id] = user
