@@ -102,7 +102,11 @@ def _crosses(plan: Plan, store: SlideStore, budget: PriorSettings) -> Choices:
 def _histories(
     name: str, plan: Plan, store: SlideStore, choices: Choices, offered: Sequence[tuple[History, Field]]
 ) -> Choices:
-    """Return the histories that are offered, all of them, if the warm-up is certainly predicted better with them."""
+    """Return the histories that are offered, all of them, unless the end of the warm-up is certainly worse with them.
+
+    They begin empty, so what they are worth only grows: the slides before the last one do not count, and the last one
+    has to speak against them rather than for them.
+    """
     found: Choices = {
         HISTORIES: [
             {"name": one.name, "of": one.of, "clicked": one.clicked, "values_max": field.values_max}
@@ -113,7 +117,7 @@ def _histories(
     if not without:
         return {}
     together = _warmup_losses(name, with_choices(plan, choices | found), store)
-    return found if _certainly_less(together, without) else {}
+    return {} if _certainly_less(without[-1:], together[-1:]) else found
 
 
 def _tune(  # noqa: PLR0917  # see `choose`
