@@ -63,9 +63,9 @@ from models.batch import Inputs, Predictor, make_inputs
 from models.examples import read_examples
 from models.losses import Objective, Targets
 from models.networks.build import build_network, initial_tensors
-from models.networks.logistic import base_width, run_base
+from models.networks.logistic import CURVATURE_ROWS, base_width, run_base
 from models.networks.network import Way
-from models.train import Pass, adagrad_step, resolve_device, sum_by_row, train, use_threads
+from models.train import Pass, Touched, adagrad_step, resolve_device, train, use_threads
 from models.update import Learner
 from stream.backtest import Backtest
 from stream.blocks import decode_block, encode_block, row_schema
@@ -168,9 +168,9 @@ class Ours:
 
     def sparse(self, batch: int) -> None:
         rows = self._batches[batch]
-        nn.functional.embedding(rows.inputs.rows, self._state["embedding.rows"])
-        touched, gradient = sum_by_row(rows.inputs.rows, rows.gradient)
-        adagrad_step(self._state, touched, gradient, EMBEDDING_LEARNING_RATE)
+        touched = Touched(rows.inputs.rows)
+        touched.look_up(self._state["embedding.rows"])
+        adagrad_step(self._state, touched.rows, touched.sums(rows.gradient), EMBEDDING_LEARNING_RATE)
 
     def step(self, batch: int) -> None:
         rows = self._batches[batch]
@@ -266,8 +266,8 @@ class Floor:
             shapes = ((BATCH, i), (o, i), (BATCH, o), (BATCH, o), (BATCH, learnt), (o, i))
             self._layers.append([torch.randn(shape, device=device) for shape in shapes])
         width = base_width(dense_width(FIELDS, HALF_LIVES), HALF_LIVES)
-        self._base = torch.randn(BATCH, width, device=device)
-        self._curvature = self._base.T @ self._base
+        self._curving = torch.randn(min(BATCH, CURVATURE_ROWS), width, device=device)
+        self._curvature = self._curving.T @ self._curving
 
     def forward(self, _: int) -> None:
         for x, weight, _gradient, out, _of_x, _of_weight in self._layers:
@@ -285,7 +285,7 @@ class Floor:
         self.forward(batch)
         for _x, weight, gradient, _out, of_x, _of_weight in self._layers[1:]:
             torch.mm(gradient, weight, out=of_x)
-        torch.mm(self._base.T, self._base, out=self._curvature)
+        torch.mm(self._curving.T, self._curving, out=self._curvature)
 
 
 def add_fbgemm() -> bool:

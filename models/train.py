@@ -183,17 +183,17 @@ class Pass:
         """Move everything by one batch; every part sees what the others predicted before they moved."""
         state, network = self._state, self._network
         read_by_base, base, start = run_base(state["base.weight"], inputs.dense, network.n_half_lives)
-        before = functional.embedding(inputs.rows, self._rows_before)  # (B, S, D)
+        touched = Touched(inputs.rows)
+        before = touched.look_up(self._rows_before)  # (B, S, D)
         logits, of_weights = self._gradient(before, inputs, targets, start, [*network.parameters()])
-        now = functional.embedding(inputs.rows, state["embedding.rows"]).requires_grad_()
+        now = touched.look_up(state["embedding.rows"]).requires_grad_()
         _, (of_now,) = self._gradient(now, inputs, targets, start, [now])
         weighed = calibration_inputs(torch.stack([base, logits], dim=1))
         for name, read, ridge in (("base", read_by_base, RIDGE), ("calibration", weighed, CALIBRATION_RIDGE)):
             weight, curvature = state[f"{name}.weight"], state[f"{name}.curvature"]
             newton_step(weight, curvature, read, targets.clicks, targets.corrects, ridge=ridge)
-        touched, of_rows = sum_by_row(inputs.rows, of_now)
-        owned = touched != UNKNOWN_ROW
-        adagrad_step(state, touched[owned], of_rows[owned], self._embedding_learning_rate)
+        owned = touched.rows != UNKNOWN_ROW
+        adagrad_step(state, touched.rows[owned], touched.sums(of_now)[owned], self._embedding_learning_rate)
         gradient = torch.cat([gradient.flatten() for gradient in of_weights])
         _adam_step(state, self._weights, gradient, self._learning_rate)
         share = max(1.0 - 0.5 ** (len(inputs) / AVERAGE_ROWS), 1.0 / float(state["adam.steps"]))
@@ -216,16 +216,34 @@ class Pass:
         return {name: tensor.detach().to("cpu") for name, tensor in moved.items()}
 
 
-def sum_by_row(rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the embedding rows that a batch (B, S) touched, ascending, (U,), and the sums of their gradients, (U, D).
+class Touched:
+    """The embedding rows that a batch touches: looked up and summed once each, though values come often.
 
-    Sums run in the order of the batch, so their bits do not depend on how the work is spread.
+    Attributes:
+        rows: Ascending, (U,).
     """
-    ordered, source = torch.sort(rows.flatten(), stable=True)
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
-    first = is_first.nonzero()[:, 0]
-    return ordered[first], functional.embedding_bag(source, gradient.flatten(0, 1), first, mode="sum")
+
+    def __init__(self, rows: Tensor) -> None:
+        """Find them among the rows of a batch's values, (B, S)."""
+        ordered, self._source = torch.sort(rows.flatten(), stable=True)
+        is_first = torch.ones_like(ordered, dtype=torch.bool)
+        torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
+        self._first = is_first.nonzero()[:, 0]
+        self.rows = ordered[self._first]
+        number = torch.empty_like(self._source)
+        number[self._source] = is_first.cumsum(0) - 1
+        self._number = number.view_as(rows)
+
+    def look_up(self, table: Tensor) -> Tensor:
+        """Return the rows of the batch's values, (B, S, D), of a table (R, D)."""
+        return functional.embedding(self._number, functional.embedding(self.rows, table))
+
+    def sums(self, gradient: Tensor) -> Tensor:
+        """Return the sums of gradients (B, S, D) by row, (U, D).
+
+        They run in the order of the batch, so their bits do not depend on how the work is spread.
+        """
+        return functional.embedding_bag(self._source, gradient.flatten(0, 1), self._first, mode="sum")
 
 
 def _flatten(network: Network) -> Tensor:

@@ -7,8 +7,8 @@ and puts their level right (stacking and Platt scaling, followed over time). Mus
 
 Invariants: there is no learning rate to choose: each step solves for the optimum of a quadratic model of everything
 seen, so its size follows from the data; the curvature halves with `MEMORY_ROWS`, so it never stops learning; the ridge
-stays whole, so an input that is constant or missing cannot make a step large. All in doubles, but for the product that
-one batch adds to the curvature.
+stays whole, so an input that is constant or missing cannot make a step large. What is kept and solved is in doubles;
+what one batch says is computed in the precision of its inputs.
 
 Shape legend: `B` batch, `P` dense inputs, `H` half-lives, `Q` inputs of the base.
 """
@@ -28,6 +28,7 @@ STEP_MAX = 2.0  # by which a batch may move the logit of a row of its own: the q
 CALIBRATION_START = (1.0, 1.0, 0.0)  # weights of the base, of what the network says beyond it, of the level
 CALIBRATION_RIDGE = (30.0, 30.0, 300.0)  # doubt about them: few rows must not turn them, the level least; by hand
 BASE_SHARE = 0.5  # of what the base says of values, in the network's start; best of 0, 0.25, 0.5 and 1 on two logs
+CURVATURE_ROWS = 1024  # of a larger batch about so many say how curved the loss is: it changes slowly; by hand
 MEMORY_ROWS = 350_000.0  # rows after which the curvature has halved; as good as no forgetting on two logs' warm-up
 
 
@@ -64,8 +65,8 @@ def calibration_inputs(logits: Tensor) -> Tensor:
 
 
 def base_logits(weight: Tensor, inputs: Tensor) -> Tensor:
-    """Return the logits of the base, (B,), float32, from its inputs (B, Q) of either precision."""
-    return (inputs.to(torch.float64) @ weight).to(torch.float32)
+    """Return the logits of the base, (B,), from its inputs (B, Q), in their precision."""
+    return inputs @ weight.to(inputs.dtype)
 
 
 def network_start(weight: Tensor, inputs: Tensor, base: Tensor, n_half_lives: int) -> Tensor:
@@ -86,11 +87,11 @@ def network_start(weight: Tensor, inputs: Tensor, base: Tensor, n_half_lives: in
 
 
 def run_base(weight: Tensor, dense: Tensor, n_half_lives: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the base reads of dense inputs (B, P), in doubles, its logits and those that a network starts from.
+    """Return what the base reads of dense inputs (B, P), its logits and those that a network starts from.
 
     The shapes are (B, Q), (B,) and (B,).
     """
-    inputs = base_inputs(dense, n_half_lives).to(torch.float64)
+    inputs = base_inputs(dense, n_half_lives)
     base = base_logits(weight, inputs)
     return inputs, base, network_start(weight, inputs, base, n_half_lives)
 
@@ -116,17 +117,17 @@ def newton_step(
 
     Source: online Newton / recursive iteratively re-weighted least squares with forgetting; ours in its details.
     """
-    x = inputs.to(torch.float64)
-    p = torch.sigmoid(x @ weight)
-    error, curved = clicks.to(torch.float64) - p, p * (1.0 - p)
+    p = torch.sigmoid(base_logits(weight, inputs))
+    error, curved = clicks.to(p.dtype) - p, p * (1.0 - p)
     if corrects is not None:
         error, curved = torch.where(corrects, 1.0, error), torch.where(corrects, 0.0, curved)
-    keep = 0.5 ** (len(x) / MEMORY_ROWS)
+    keep = 0.5 ** (len(inputs) / MEMORY_ROWS)
     curvature.mul_(keep)
-    curvature.diagonal().add_(torch.as_tensor(ridge, dtype=torch.float64, device=x.device) * (1.0 - keep))
-    single = inputs.to(torch.float32)  # a batch's part of the curvature needs no more, and takes half the time
-    curvature.add_((single * curved.to(torch.float32)[:, None]).T @ single)
-    gradient = x.T @ error
+    curvature.diagonal().add_(torch.as_tensor(ridge, dtype=torch.float64, device=inputs.device) * (1.0 - keep))
+    some = slice(None, None, max(1, len(inputs) // CURVATURE_ROWS))
+    part, curved = inputs[some], curved[some] * (len(inputs) / len(inputs[some]))
+    curvature.add_((part * curved[:, None]).T @ part)
+    gradient = (inputs.T @ error).to(torch.float64)
     step = torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(curvature))[:, 0]
-    furthest = float((x @ step).abs().max())
+    furthest = float(base_logits(step, inputs).abs().max())
     weight.add_(step if furthest <= STEP_MAX else step * (STEP_MAX / furthest))

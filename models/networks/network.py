@@ -64,27 +64,28 @@ class Network(nn.Module, ABC):
 
         Args:
             embedded: (B, S, D).
-            share: Each slot's share in its field's mean, 0 where absent, (B, S).
+            share: Each slot's share in its field's mean, 0 where absent, (B, S). Fields of one slot do not read it: an
+                absent value has the row of unknown ones, which is zeros.
             dense: (B, P).
             start: Logits to start from, as models/networks/logistic.py makes them of the base, (B,).
         """
-        weighted = embedded * share[:, :, None]
-        pooled = self._pool(weighted)  # (B, F * D)
+        pooled = self._pool(embedded, share)  # (B, F * D)
         level, dense = dense[:, ROOT_INPUT], dense[:, LEVEL_INPUTS:]
         logits = self.interact([pooled, dense] if self.is_dense else [pooled])
         if self.is_wide:
             level = start + self.direct(dense)[:, 0]
         return level + logits
 
-    def _pool(self, weighted: Tensor) -> Tensor:
+    def _pool(self, embedded: Tensor, share: Tensor) -> Tensor:
         if len(self._pieces) == 1 and self._pieces[0][0] == 1:
-            return weighted.flatten(1)  # as it lies there
-        parts = weighted.split([width * fields for width, fields in self._pieces], dim=1)
-        sums = (
-            part.flatten(1) if width == 1 else part.sum(dim=1)
-            for part, (width, _) in zip(parts, self._pieces, strict=True)
+            return embedded.flatten(1)  # as it lies there
+        slots = [width * fields for width, fields in self._pieces]
+        parts = zip(self._pieces, embedded.split(slots, dim=1), share.split(slots, dim=1), strict=True)
+        means = (
+            part.flatten(1) if width == 1 else (part * of_slot[:, :, None]).sum(dim=1)
+            for (width, _), part, of_slot in parts
         )
-        return torch.cat([*sums], dim=1)
+        return torch.cat([*means], dim=1)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the hidden layers at random and the rest so that the prediction is the overall rate."""
