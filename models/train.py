@@ -192,7 +192,7 @@ class Pass:
         for name, read, ridge in (("base", read_by_base, RIDGE), ("calibration", weighed, CALIBRATION_RIDGE)):
             weight, curvature = state[f"{name}.weight"], state[f"{name}.curvature"]
             newton_step(weight, curvature, read, targets.clicks, targets.corrects, ridge=ridge)
-        owned = touched.rows != UNKNOWN_ROW
+        owned = slice(int(touched.rows[0] == UNKNOWN_ROW), None)  # ascending, so that one would be the first
         adagrad_step(state, touched.rows[owned], touched.sums(of_now)[owned], self._embedding_learning_rate)
         gradient = torch.cat([gradient.flatten() for gradient in of_weights])
         _adam_step(state, self._weights, gradient, self._learning_rate)
