@@ -12,7 +12,7 @@ from features.priors import lookup
 from models.batch import Inputs, make_inputs
 from models.losses import Objective, Targets
 from models.snapshot import Snapshot
-from models.train import Tensors, fresh_rows, move_rows, resolve_device, resolve_precision, train, use_threads
+from models.train import Tensors, Touched, fresh_rows, move_rows, resolve_device, resolve_precision, train, use_threads
 from models.update import STRENGTH_LOSSES
 from tests.frames import FIELDS, world
 from tests.models.learnt import learnt
@@ -99,6 +99,17 @@ def test_what_is_unknown_is_never_learnt() -> None:
     after = trained(replace(inputs, rows=torch.where(inputs.rows % 2 == 0, 0, inputs.rows)))
     assert (after["embedding.rows"][0] == 0.0).all()
     assert (after["embedding.squares"][0] == 0.0).all()
+
+
+def test_a_batchs_rows_are_looked_up_and_summed_as_if_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(9, (40, 3), generator=generator)
+    table, gradient = torch.randn(12, 2, generator=generator), torch.randn(40, 3, 2, generator=generator)
+    touched = Touched(rows)
+    assert touched.rows.tolist() == sorted(set(rows.flatten().tolist()))
+    assert torch.equal(touched.look_up(table), table[rows])
+    sums = torch.zeros_like(table).index_add(0, rows.flatten(), gradient.flatten(0, 1))
+    torch.testing.assert_close(touched.sums(gradient), sums[touched.rows])
 
 
 def test_what_predicts_is_an_average_of_the_weights_along_the_way() -> None:

@@ -4,6 +4,7 @@ import torch
 
 from models.networks.logistic import (
     CALIBRATION_RIDGE,
+    CURVATURE_ROWS,
     KNOTS,
     RIDGE,
     STEP_MAX,
@@ -100,6 +101,22 @@ def test_a_non_click_and_its_correction_move_it_as_a_click_does() -> None:
     twice, corrects = torch.cat([x, x]), torch.tensor([False, False, True, True])
     newton_step(corrected["weight"], corrected["curvature"], twice, corrects.to(torch.float64), corrects)
     torch.testing.assert_close(corrected["weight"], clicked["weight"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_of_a_large_batch_says_how_curved_the_loss_is_for_all_of_it() -> None:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(4 * CURVATURE_ROWS, 3, generator=generator)
+    truth = torch.sigmoid(inputs @ torch.tensor([0.3, -0.2, 0.1]))
+    clicks = (torch.rand(len(inputs), generator=generator) < truth).to(torch.float32)
+    large, whole = initial_base(3), initial_base(3)
+    for state in (large, whole):
+        state["weight"].zero_()
+    newton_step(large["weight"], large["curvature"], inputs, clicks)
+    p = torch.sigmoid(base_logits(whole["weight"], inputs))
+    wanted = whole["curvature"] + ((inputs * (p * (1.0 - p))[:, None]).T @ inputs)
+    torch.testing.assert_close(large["curvature"].diagonal(), wanted.diagonal(), rtol=0.1, atol=0.0)
+    step = torch.linalg.solve(wanted, (inputs.T @ (clicks - p)).to(torch.float64))
+    torch.testing.assert_close(large["weight"], step, rtol=0.1, atol=0.02)
 
 
 def test_one_batch_moves_no_row_of_its_own_further_than_the_quadratic_model_holds() -> None:
