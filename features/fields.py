@@ -1,7 +1,7 @@
 """What a field is: the one description that encoding, priors, networks and the ledger share.
 
-Owns the `Field` type and the slot layout that follows from a list of fields. Must not know where values come from
-(a log, a request, a catalog) or how they are encoded.
+Owns the `Field` and `History` types and the slot layout that follows from a list of fields. Must not know where values
+come from (a log, a request, a catalog) or how they are encoded.
 
 Invariants: names are unique; a cross names earlier, uncrossed fields; the slot layout depends on the fields alone.
 
@@ -43,6 +43,20 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def column(self) -> str:
         """The column of this field in a frame of examples."""
         return COLUMN_PREFIX + self.name
+
+
+class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A field of the user's side that a log does not hold but implies: what was clicked, or left, before a row.
+
+    Attributes:
+        name: The field's; it is of kind `categories` and its `values_max` says how many values are kept.
+        of: The field whose values are remembered.
+        clicked: Those of impressions that were clicked; false: those of impressions that were not.
+    """
+
+    name: str
+    of: str
+    clicked: bool = True
 
 
 def raw_fields(fields: Sequence[Field]) -> tuple[Field, ...]:

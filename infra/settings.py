@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import msgspec
 
-from features.fields import Field, check_fields, id_field
+from features.fields import Field, History, check_fields, id_field
 
 STATE_DIR_DEFAULT = ".freshrank"
 PARTITIONS_MAX = 10_000  # chosen by hand: far beyond what one topic bears, near what a slip of the keyboard gives
@@ -50,20 +50,6 @@ class Join(_Section, frozen=True):
     on: str
 
 
-class History(_Section, frozen=True):
-    """A field of the user's side that the log does not hold but implies: what was clicked, or left, before a row.
-
-    Attributes:
-        name: The field's; it is of kind `categories` and its `values_max` says how many values are kept.
-        of: The field whose values are remembered.
-        clicked: Those of impressions that were clicked; false: those of impressions that were not.
-    """
-
-    name: str
-    of: str
-    clicked: bool = True
-
-
 class LogSettings(_Section, frozen=True):
     """[log]: where raw rows come from and which columns mean what.
 
@@ -73,6 +59,7 @@ class LogSettings(_Section, frozen=True):
         click_time: Column with the event time of the click, empty or null where there was none.
         request: Columns that together make one request; none: each row is its own.
         position: Column with the place in the list; none: the order of the rows within their request.
+        histories: Fields that the log does not hold but implies.
     """
 
     files: tuple[str, ...]

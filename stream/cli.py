@@ -301,9 +301,8 @@ def _compare(  # the command's own arguments
     from stream.compare.compare import Comparison, run_comparison
     from stream.compare.report import to_markdown
     from stream.compare.store import fingerprint
-    from stream.logs.histories import with_histories
     from stream.logs.reader import RowCounts, check_log
-    from stream.logs.source import read_arrivals
+    from stream.logs.source import read_arrivals, with_histories
 
     if settings.log is None:
         raise SettingsError(f"{config} must hold a section [log] to compare strategies on, got none; add it")
@@ -343,9 +342,8 @@ def tune(
         from stream.backtest import Backtest
         from stream.compare.choose import choose, to_toml
         from stream.compare.store import SlideStore
-        from stream.logs.histories import offered_histories, with_histories
         from stream.logs.reader import RowCounts
-        from stream.logs.source import read_arrivals
+        from stream.logs.source import offered_histories, read_arrivals, with_histories
         from stream.plan import new_plan
 
         rows, store = RowCounts(), SlideStore(Path(scratch))

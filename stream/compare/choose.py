@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 
 from features.crosses import choose_crosses
-from features.fields import Field
+from features.fields import Field, History
 from features.priors import Floats
-from infra.settings import History, PriorSettings
+from infra.settings import PriorSettings
 from models.evaluate import log_losses
 from models.strategies.build import GATE_SUFFIX
 from models.strategies.ours import LEARNERS

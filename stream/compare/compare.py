@@ -25,7 +25,7 @@ from stream.backtest import Backtest, TimedEvent
 from stream.compare.report import to_report, write_report
 from stream.compare.runs import Job, code_digest, load_run, perform
 from stream.compare.store import SlideStore
-from stream.logs.histories import with_histories
+from stream.logs.source import with_histories
 
 POLL_S = 0.5  # how often the progress of runs is looked at
 

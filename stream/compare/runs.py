@@ -28,7 +28,7 @@ from stream.child import end_with_parent
 from stream.compare.choose import choose
 from stream.compare.steps import run_steps
 from stream.compare.store import SlideStore, write_whole
-from stream.logs.histories import offered_histories
+from stream.logs.source import offered_histories
 from stream.plan import new_plan
 
 MB = 1e6

@@ -1,11 +1,11 @@
 """From rows of a log to the events that a live system would have seen, in the order in which it would have seen them.
 
-Owns the merging of requests, impressions and clicks by event time, the drawing of click delays and the ticks. Must not
-know files, topics or the ledger. The backtest and the replay call the same generator, so they see the same events.
+Owns the merging of requests, impressions and clicks by event time, and the ticks. Must not know files, topics or the
+ledger. The backtest and the replay call the same generator, so they see the same events.
 
 Invariants: events leave in the order (time_s, rows before clicks, request_id, position), a request directly before its
-impressions; a drawn delay depends on the request, the position and the seed alone, so the stream does not depend on
-how the rows were cut into frames (as long as the log is in time order); nothing but clicks is kept between frames.
+impressions; the stream does not depend on how the rows were cut into frames (as long as the log is in time order);
+nothing but clicks is kept between frames.
 
 Ticks: the watermark is the largest event time minus `disorder_s`. Before the first event that would move it past slide
 boundaries, one tick moves it to the last of them exactly; the tick at the end closes the slide of the last row.
@@ -17,9 +17,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
-import numpy as np
 import polars as pl
-import xxhash
 
 from features.fields import COLUMN_PREFIX, Field, Side, raw_fields
 from stream.events import Candidate, Click, Event, Impression, Request, Tick, Value
@@ -39,8 +37,6 @@ def log_events(
     *,
     wait_s: float,
     disorder_s: float,
-    delay_mean_s: float,
-    delay_seed: int,
 ) -> Iterator[Arrival]:
     """Yield the events of a log in order of arrival, ticks included.
 
@@ -50,10 +46,8 @@ def log_events(
         slides: Where the ticks fall.
         wait_s: How long an impression waits for its click: decides when the last row has settled.
         disorder_s: How far the watermark stays behind the largest event time.
-        delay_mean_s: Mean of the exponential delay of clicks whose time the log does not hold.
-        delay_seed: Which delays are drawn.
     """
-    arrivals = _in_event_order(frames, fields, delay_mean_s, delay_seed)
+    arrivals = _in_event_order(frames, fields)
     return _with_ticks(arrivals, slides, wait_s, disorder_s)
 
 
@@ -94,12 +88,10 @@ def _time_of_watermark(watermark_s: float, disorder_s: float) -> float:
     return time_s
 
 
-def _in_event_order(
-    frames: Iterable[pl.DataFrame], fields: Sequence[Field], delay_mean_s: float, delay_seed: int
-) -> Iterator[Arrival]:
+def _in_event_order(frames: Iterable[pl.DataFrame], fields: Sequence[Field]) -> Iterator[Arrival]:
     waiting = pl.DataFrame(schema=_CLICK_COLUMNS)
     for frame in frames:
-        new = _clicks_of(frame, delay_mean_s, delay_seed)
+        new = _clicks_of(frame)
         waiting = pl.concat([waiting, new]).sort("time_s", "request_id", "position", maintain_order=True)
         n_due = int(waiting["time_s"].search_sorted(frame["time_s"][-1], side="left"))
         due, waiting = _click_events(waiting[:n_due]), waiting[n_due:]
@@ -116,16 +108,10 @@ def _in_event_order(
         yield click.request_id, click
 
 
-def _clicks_of(frame: pl.DataFrame, delay_mean_s: float, delay_seed: int) -> pl.DataFrame:
-    """Return the clicks of the rows with their times: those of the log, or shown time plus a drawn delay."""
+def _clicks_of(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the clicks of the rows with their times."""
     clicked = frame.filter(pl.col("click") == 1)
-    keys = zip(clicked["request_id"].to_list(), clicked["position"].to_list(), strict=True)
-    texts = [f"{delay_seed}\x1f{request_id}\x1f{position}".encode() for request_id, position in keys]
-    hashes = [xxhash.xxh3_64_intdigest(text) for text in texts]
-    # 53 bits fill a float's mantissa; the half keeps u inside (0, 1), so that the logarithm is finite.
-    uniform = ((np.array(hashes, dtype=np.uint64) >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
-    drawn = clicked["time_s"] + pl.Series(-delay_mean_s * np.log(uniform), dtype=pl.Float64)
-    return clicked.with_columns(pl.coalesce("click_time_s", drawn).alias("time_s")).select(list(_CLICK_COLUMNS))
+    return clicked.with_columns(pl.col("click_time_s").alias("time_s")).select(list(_CLICK_COLUMNS))
 
 
 def _click_events(clicks: pl.DataFrame) -> Iterator[Click]:

@@ -1,67 +1,43 @@
-"""What a user clicked, or was shown and left, before each request: a field that a log does not hold but implies.
+"""What a user clicked, or was shown and left, before each row: a field that a log does not hold but implies.
 
-Owns which impressions a history holds as of a row, how many users are remembered, and which histories a log offers
-that names none. Must not know files or what a model makes of the values. A live system sends a history with each
-request, like any value of the user's side; this makes the same of a log, for backtest and replay.
+Owns which impressions a history holds as of a row and how many users are remembered. Must not know files, settings or
+what a model makes of the values. A live system sends a history with each request, like any value of the user's side;
+this makes the same of a log, for backtest and replay.
 
-Invariants: a history holds nothing but impressions that had settled (`wait_s` after they were shown) before the row was
-shown, so it tells nothing of labels that a live system would not know yet; newest first, each value once; it does not
-depend on how the rows were cut into frames.
+Invariants: a history holds what somebody could know who waits `wait_s` for each click: an impression enters as left or
+as clicked once it has settled, and one that is clicked later enters as clicked then; newest first, each value once; it
+does not depend on how the rows were cut into frames.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
-import msgspec
 import polars as pl
 import pyarrow as pa
 
-from features.fields import Field, id_field, raw_fields
-from infra.settings import History, LogSettings, Settings
+from features.fields import Field, History, id_field, raw_fields
 
-OFFERED_LENGTH = 20  # chosen by hand: on MovieLens-1M 30 are better than 10, on KuaiRand they are not
 USERS_MAX = 500_000  # about a kilobyte each: chosen by hand; who was shown nothing for longest is forgotten
 _LIST = pa.list_(pa.large_string())  # polars alone takes five times as long for a list of lists
+_SOONEST = itemgetter(0)
 
 
-def logged_fields(log: LogSettings, fields: Sequence[Field]) -> tuple[Field, ...]:
+def logged_fields(fields: Sequence[Field], histories: Sequence[History]) -> tuple[Field, ...]:
     """Return the fields whose values are in the log's files: those of events but for the histories."""
-    implied = {history.name for history in log.histories}
+    implied = {history.name for history in histories}
     return tuple(field for field in raw_fields(fields) if field.name not in implied)
 
 
-def offered_histories(settings: Settings) -> tuple[tuple[History, Field], ...]:
-    """Return histories that a strategy may choose: the items clicked, and not; none where the file names its own."""
-    log, item = settings.log, id_field(settings.fields, "item")
-    if log is None or log.histories or item is None or id_field(settings.fields, "user") is None:
-        return ()
-    histories = (
-        History(name=f"clicked_{item.name}", of=item.name),
-        History(name=f"skipped_{item.name}", of=item.name, clicked=False),
-    )
-    if {history.name for history in histories} & {field.name for field in settings.fields}:
-        return ()
-    return tuple((one, Field(one.name, "user", "categories", values_max=OFFERED_LENGTH)) for one in histories)
-
-
-def with_histories(settings: Settings) -> Settings:
-    """Return the settings of a log that holds the histories that it offers."""
-    if not (offered := offered_histories(settings)):
-        return settings
-    assert settings.log is not None
-    log = msgspec.structs.replace(settings.log, histories=tuple(history for history, _ in offered))
-    fields = (*settings.fields, *(field for _, field in offered))
-    return msgspec.structs.replace(settings, log=log, fields=fields)
-
-
 class _User:
-    """One user's impressions that have not settled, oldest first, and what those hold that have."""
+    """What is still to enter one user's histories, soonest first, and what they hold."""
 
     __slots__ = ("settled", "waiting")
 
     def __init__(self, n_histories: int) -> None:
-        self.waiting: list[tuple[float, int, tuple[str | None, ...]]] = []
+        self.waiting: list[tuple[float, bool, tuple[str | None, ...]]] = []
         self.settled: list[list[str] | None] = [None] * n_histories
 
 
@@ -72,15 +48,17 @@ class Histories:
         forgotten: Users that were forgotten because more than `users_max` were known; their histories begin anew.
     """
 
-    def __init__(self, log: LogSettings, fields: Sequence[Field], *, wait_s: float, users_max: int = USERS_MAX) -> None:
+    def __init__(
+        self, histories: Sequence[History], fields: Sequence[Field], *, wait_s: float, users_max: int = USERS_MAX
+    ) -> None:
         """Start with no history; infra/settings.py has checked that the fields fit."""
         by_name = {field.name: field for field in fields}
         user = id_field(fields, "user")
-        assert user is not None or not log.histories, "settings ask for a user id"
+        assert user is not None or not histories, "settings ask for a user id"
         self._user = user
-        self._columns = [by_name[history.name].column for history in log.histories]
-        self._of = [by_name[history.of].column for history in log.histories]
-        self._rules = [(history.clicked, by_name[history.name].values_max) for history in log.histories]
+        self._columns = [by_name[history.name].column for history in histories]
+        self._of = [by_name[history.of].column for history in histories]
+        self._rules = [(history.clicked, by_name[history.name].values_max) for history in histories]
         self._wait_s = wait_s
         self._users_max = users_max
         self._users: dict[str, _User] = {}  # who was shown something last stands last
@@ -90,7 +68,7 @@ class Histories:
         """Yield the rows with a column per history, a list of text, null where nothing is known.
 
         Args:
-            frames: Rows in time order: time_s, click and a column per field.
+            frames: Rows in time order: time_s, click_time_s (null: no click) and a column per field.
         """
         if self._user is None or not self._columns:
             yield from frames
@@ -98,12 +76,16 @@ class Histories:
         for frame in frames:
             columns: list[list[list[str] | None]] = [[] for _ in self._columns]
             values = zip(*(frame[name].to_list() for name in self._of), strict=True)
-            rows = (frame[name].to_list() for name in (self._user.column, "time_s", "click"))
-            for user_id, time_s, click, shown in zip(*rows, values, strict=True):
+            rows = (frame[name].to_list() for name in (self._user.column, "time_s", "click_time_s"))
+            for user_id, time_s, click_s, shown in zip(*rows, values, strict=True):
                 user = self._known(user_id, time_s)
                 for column, settled in zip(columns, user.settled, strict=True):
                     column.append(settled)
-                user.waiting.append((time_s + self._wait_s, click, shown))
+                settles_s = time_s + self._wait_s
+                is_late = click_s is not None and click_s > settles_s
+                insort(user.waiting, (settles_s, click_s is not None and not is_late, shown), key=_SOONEST)
+                if is_late:
+                    insort(user.waiting, (click_s, True, shown), key=_SOONEST)
             yield frame.with_columns(
                 pl.Series(name, pa.array(column, _LIST)) for name, column in zip(self._columns, columns, strict=True)
             )
@@ -114,13 +96,13 @@ class Histories:
         if user is None:
             user = _User(len(self._columns))
         n_settled = 0
-        for settles_s, click, shown in user.waiting:
-            if not settles_s < time_s:
+        for known_s, clicked, shown in user.waiting:
+            if not known_s < time_s:
                 break
             n_settled += 1
-            for number, (clicked, length) in enumerate(self._rules):
+            for number, (of_clicked, length) in enumerate(self._rules):
                 value = shown[number]
-                if clicked == click and value is not None:
+                if of_clicked == clicked and value is not None:
                     held = user.settled[number] or ()
                     user.settled[number] = [value, *(one for one in held if one != value)][:length]
         del user.waiting[:n_settled]

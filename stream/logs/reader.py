@@ -22,6 +22,7 @@ import polars as pl
 
 from features.fields import Field
 from infra.settings import Join, LogSettings
+from stream.logs.clicks import with_click_times
 from stream.logs.columns import categories, kind_of, normalise, unreadable
 from stream.logs.files import Chunk, LogError, columns_of, find_files, read_chunks
 from stream.logs.histories import Histories, logged_fields
@@ -88,7 +89,7 @@ def check_log(log: LogSettings, fields: Sequence[Field], bases: Sequence[Path]) 
     Raises:
         LogError: If a file cannot be read or a column is missing or cannot be what it is used as.
     """
-    fields = logged_fields(log, fields)
+    fields = logged_fields(fields, log.histories)
     paths = list(dict.fromkeys(path for pattern in log.files for path in find_files(pattern, bases)))
     needed = _needed(log, fields)
     found = columns_of(paths[0], log.separator)
@@ -122,9 +123,11 @@ def read_rows(
 ) -> Iterator[pl.DataFrame]:
     """Yield the usable rows: time_s, click, click_time_s, request_id, position, ad_id and a column per raw field.
 
+    A click whose time the log does not hold has one that is drawn.
+
     Args:
         counts: Counts up as rows are read; complete once the iterator is exhausted.
-        wait_s: How long after it was shown a row enters its user's histories.
+        wait_s: How long after it was shown a row without a click enters its user's histories.
         disorder_s: How far behind the newest row another may come without being counted as `out_of_order`.
         limit: Stop after this many usable rows, > 0; a few more may have been read.
         rows_max: Rows in memory at a time.
@@ -133,7 +136,7 @@ def read_rows(
         LogError: As `check_log`; or if the log turns out unreadable, empty, or to hold no usable row at all.
     """
     usable = _usable_rows(log, fields, bases, counts, disorder_s=disorder_s, limit=limit, rows_max=rows_max)
-    histories = Histories(log, fields, wait_s=wait_s)
+    histories = Histories(log.histories, fields, wait_s=wait_s)
     for frame in histories.added_to(usable):
         counts.forgotten = histories.forgotten
         yield frame
@@ -159,7 +162,7 @@ def _usable_rows(
         for chunk in read_in_file_order(log, fields, bases, counts, rows_max=rows_max)
     )
     for frame in whole_requests(usable, rows_max):
-        ready, n_cut = in_order(frame, logged_fields(log, fields))
+        ready, n_cut = in_order(frame, logged_fields(fields, log.histories))
         if n_cut:
             _add(counts.unusable, "request_too_big", n_cut)
         if limit is not None:
@@ -168,7 +171,8 @@ def _usable_rows(
         counts.clicks += int(ready["click"].sum())
         counts.out_of_order += int((ready["time_s"] < newest_s - disorder_s).sum())
         newest_s = max(newest_s, float(ready["time_s"][-1]))
-        yield ready
+        delay = log.click_delay_s
+        yield with_click_times(ready, delay_mean_s=delay.mean, delay_seed=delay.seed)
         if counts.used == limit:
             return
 
@@ -265,7 +269,7 @@ def read_in_file_order(
         LogError: As `check_log`; or if the log turns out unreadable or empty.
     """
     sources = check_log(log, fields, bases)
-    fields = logged_fields(log, fields)
+    fields = logged_fields(fields, log.histories)
     joins = [_JoinTable(source, log.separator) for source in sources if source.join]
     for source in sources:
         if source.join is None:

@@ -1,6 +1,7 @@
 """A deployment's log as events: the one call that the backtest and the replay share.
 
-Owns which settings decide the events. Must not know where the events go.
+Owns which settings decide the events, and which histories a log offers whose file names none. Must not know where the
+events go.
 """
 
 from __future__ import annotations
@@ -8,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
+from features.fields import Field, History, id_field
 from infra.settings import Settings, SettingsError
 from stream.logs.arrivals import Arrival, log_events
 from stream.logs.reader import RowCounts, read_rows
 from stream.wiring import new_slides
+
+OFFERED_LENGTH = 20  # chosen by hand: on MovieLens-1M 30 are better than 10, on KuaiRand they are not
 
 
 def read_arrivals(
@@ -46,6 +52,28 @@ def read_arrivals(
         new_slides(settings),
         wait_s=settings.ledger.wait_s,
         disorder_s=settings.ledger.disorder_s,
-        delay_mean_s=settings.log.click_delay_s.mean,
-        delay_seed=settings.log.click_delay_s.seed,
     )
+
+
+def offered_histories(settings: Settings) -> tuple[tuple[History, Field], ...]:
+    """Return histories that a strategy may choose: the items clicked, and not; none where the file names its own."""
+    log, item = settings.log, id_field(settings.fields, "item")
+    if log is None or log.histories or item is None or id_field(settings.fields, "user") is None:
+        return ()
+    histories = (
+        History(name=f"clicked_{item.name}", of=item.name),
+        History(name=f"skipped_{item.name}", of=item.name, clicked=False),
+    )
+    if {history.name for history in histories} & {field.name for field in settings.fields}:
+        return ()
+    return tuple((one, Field(one.name, "user", "categories", values_max=OFFERED_LENGTH)) for one in histories)
+
+
+def with_histories(settings: Settings) -> Settings:
+    """Return the settings of a log that holds the histories that it offers."""
+    if not (offered := offered_histories(settings)):
+        return settings
+    assert settings.log is not None
+    log = msgspec.structs.replace(settings.log, histories=tuple(history for history, _ in offered))
+    fields = (*settings.fields, *(field for _, field in offered))
+    return msgspec.structs.replace(settings, log=log, fields=fields)

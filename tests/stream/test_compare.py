@@ -26,9 +26,8 @@ from stream.cli import app
 from stream.compare.choose import choose, to_toml
 from stream.compare.report import to_markdown
 from stream.compare.store import SlideStore
-from stream.logs.histories import offered_histories, with_histories
 from stream.logs.reader import RowCounts
-from stream.logs.source import read_arrivals
+from stream.logs.source import offered_histories, read_arrivals, with_histories
 from stream.plan import new_plan
 
 CONFIG = """

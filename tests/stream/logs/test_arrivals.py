@@ -8,16 +8,16 @@ from itertools import pairwise
 from typing import Any
 
 import polars as pl
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.fields import Field
 from models.window import Slides
 from stream.blocks import Rules
-from stream.events import Candidate, Click, Impression, Request, Tick
+from stream.events import Candidate, Impression, Request, Tick
 from stream.ledger import Ledger
 from stream.logs.arrivals import OPEN_END_S, Arrival, log_events
+from stream.logs.clicks import with_click_times
 
 FIELDS = (
     Field(name="user", side="user"),
@@ -26,12 +26,12 @@ FIELDS = (
     Field(name="colour", side="creative"),
 )
 SLIDES = Slides(slide_s=100.0)
-RULES: dict[str, Any] = {"wait_s": 10.0, "disorder_s": 2.0, "delay_mean_s": 5.0, "delay_seed": 7}
+RULES: dict[str, Any] = {"wait_s": 10.0, "disorder_s": 2.0}
 
 
 def rows(*given: tuple[float, str, int, int] | tuple[float, str, int, int, float]) -> pl.DataFrame:
     """Return rows as the reader yields them, from (time_s, request_id, position, click[, click_time_s])."""
-    return pl.DataFrame(
+    frame = pl.DataFrame(
         {
             "time_s": [float(one[0]) for one in given],
             "request_id": [one[1] for one in given],
@@ -45,6 +45,7 @@ def rows(*given: tuple[float, str, int, int] | tuple[float, str, int, int, float
             "field.colour": pl.Series([None] * len(given), dtype=pl.String),
         }
     )
+    return with_click_times(frame, delay_mean_s=5.0, delay_seed=7)
 
 
 def events(*frames: pl.DataFrame, slides: Slides = SLIDES, **rules: Any) -> list[Arrival]:
@@ -83,31 +84,6 @@ def test_a_click_beyond_its_frame_waits_for_its_time() -> None:
     first, second = rows((20, "a", 0, 1, 33.0), (21, "b", 0, 1, 99.0)), rows((30, "c", 0, 0), (40, "d", 0, 0))
     names = [name for name, _ in outline(events(first, second))]
     assert names == ["Ra", "Ia", "Rb", "Ib", "Rc", "Ic", "Ca", "Rd", "Id", "Cb", "T"]
-
-
-def test_a_drawn_delay_depends_on_the_row_and_the_seed_alone() -> None:
-    frame = rows((20, "a", 0, 1), (20, "a", 1, 1), (21, "b", 0, 1))
-
-    def delays(frames: list[pl.DataFrame], seed: int) -> dict[tuple[str, int], float]:
-        found = [event for _, event in events(*frames, delay_seed=seed) if isinstance(event, Click)]
-        return {(click.request_id, click.position): click.time_s for click in found}
-
-    assert delays([frame], 7) == delays([frame[:2], frame[2:]], 7)
-    assert delays([frame[2:]], 7).items() <= delays([frame], 7).items()
-    assert len(set(delays([frame], 7).values())) == 3
-    assert not set(delays([frame], 7).values()) & set(delays([frame], 8).values())
-
-
-def test_drawn_delays_are_exponential_with_the_mean_asked_for() -> None:
-    frame = rows(*((20.0, f"r{number:05}", 0, 1) for number in range(20_000)))
-    delays = sorted(event.time_s - 20.0 for _, event in events(frame) if isinstance(event, Click))
-    assert delays[0] > 0.0
-    assert sum(delays) / len(delays) == pytest.approx(5.0, rel=0.03)
-    assert delays[len(delays) // 2] == pytest.approx(5.0 * math.log(2.0), rel=0.03)
-
-
-def test_a_mean_of_zero_puts_the_click_at_the_impression() -> None:
-    assert ("Ca", 20.0) in outline(events(rows((20, "a", 0, 1)), delay_mean_s=0.0))
 
 
 def test_a_log_without_rows_has_no_events() -> None:

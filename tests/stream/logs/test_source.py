@@ -11,13 +11,13 @@ import pytest
 from infra.settings import Settings, SettingsError, parse_settings
 from stream.events import Click, Impression, Tick
 from stream.logs.reader import RowCounts
-from stream.logs.source import read_arrivals
+from stream.logs.source import offered_histories, read_arrivals, with_histories
 
 LOG = {"files": ["log.csv"], "time": "t", "label": "y", "click_delay_s": {"mean": 0.5}}
 FIELDS = [{"name": "ad", "side": "item"}]
 
 
-def settings_with(**sections: dict[str, Any]) -> Settings:
+def settings_with(**sections: Any) -> Settings:
     window = {"slide_s": 100.0}
     return parse_settings({"name": "shop", "fields": FIELDS, "log": LOG, "window": window} | sections)
 
@@ -57,3 +57,29 @@ def test_without_a_log_there_is_nothing_to_read() -> None:
     settings = parse_settings({"name": "shop", "fields": FIELDS})
     with pytest.raises(SettingsError, match=r"the file must hold a section \[log\] to read raw rows, got none; add it"):
         read_arrivals(settings, [], RowCounts())
+
+
+def test_a_log_of_users_offers_the_items_that_were_clicked_and_those_that_were_not() -> None:
+    settings = settings_with(fields=[{"name": "user", "side": "user"}, *FIELDS])
+    assert [(one.name, one.of, one.clicked) for one, _ in offered_histories(settings)] == [
+        ("clicked_ad", "ad", True),
+        ("skipped_ad", "ad", False),
+    ]
+    offering = with_histories(settings)
+    assert offering.log is not None
+    assert [field.name for field in offering.fields] == ["user", "ad", "clicked_ad", "skipped_ad"]
+    assert offered_histories(offering) == ()  # it names them now
+    assert with_histories(offering) == offering
+
+
+def test_what_a_file_names_is_all_it_gets() -> None:
+    before = {"name": "before", "side": "user", "kind": "categories"}
+    fields = [{"name": "user", "side": "user"}, before, *FIELDS]
+    settings = settings_with(fields=fields, log=LOG | {"histories": [{"name": "before", "of": "ad"}]})
+    assert offered_histories(settings) == ()
+    assert with_histories(settings) == settings
+
+
+def test_a_log_without_users_offers_nothing() -> None:
+    settings = settings_with()
+    assert with_histories(settings) == settings
