@@ -27,7 +27,7 @@ from models.update import Plan
 from stream.child import end_with_parent
 from stream.compare.choose import choose
 from stream.compare.steps import run_steps
-from stream.compare.store import SlideStore, write_whole
+from stream.compare.store import SlideStore, code_of, write_whole
 from stream.logs.source import offered_histories
 from stream.plan import new_plan
 
@@ -102,12 +102,7 @@ class Run:
 
 def code_digest(name: str) -> str:
     """Return a digest of everything that learns: our files and, of a strategy of the user's own, its file."""
-    parts = [
-        path.read_bytes()
-        for package in (features, models)
-        for directory in package.__path__
-        for path in sorted(Path(directory).rglob("*.py"))
-    ]
+    parts = [code_of(features, models)]
     spec = importlib.util.find_spec(name.partition(":")[0]) if ":" in name else None
     if spec is not None and spec.origin is not None and spec.has_location:
         parts.append(Path(spec.origin).read_bytes())

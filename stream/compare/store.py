@@ -13,11 +13,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import numpy as np
 import polars as pl
 
+import features
+import stream
 from features.encode import hash_strings
 from features.priors import CORRECTION
 from infra.settings import Settings
@@ -161,9 +164,15 @@ def write_whole(path: Path, data: bytes) -> None:
     beside.replace(path)
 
 
+def code_of(*packages: ModuleType) -> bytes:
+    """Return what all Python files of packages hold, in order of their names."""
+    files = (path for package in packages for root in package.__path__ for path in sorted(Path(root).rglob("*.py")))
+    return b"".join(path.read_bytes() for path in files)
+
+
 def fingerprint(settings: Settings, files: Iterable[Path], limit: int | None) -> str:
-    """Return a digest of everything that the slides of a log follow from: sections, files, how many rows."""
+    """Return a digest of everything that the slides of a log follow from: sections, files, how many rows, our code."""
     relevant = (settings.log, settings.fields, settings.ledger, settings.window, settings.priors, settings.kafka.clock)
     found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     text = msgspec.json.encode([relevant, settings.kafka.partitions, settings.update.rows_max, found, limit])
-    return hashlib.sha256(text).hexdigest()
+    return hashlib.sha256(text + code_of(features, stream)).hexdigest()

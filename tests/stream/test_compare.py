@@ -18,6 +18,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
+import features
 from infra.settings import SEED_MAX, PriorSettings, read_settings
 from models.strategies.tuning import with_choices
 from stream import cli
@@ -25,7 +26,7 @@ from stream.backtest import Backtest
 from stream.cli import app
 from stream.compare.choose import choose, to_toml
 from stream.compare.report import to_markdown
-from stream.compare.store import SlideStore
+from stream.compare.store import SlideStore, fingerprint
 from stream.logs.reader import RowCounts
 from stream.logs.source import offered_histories, read_arrivals, with_histories
 from stream.plan import new_plan
@@ -100,6 +101,17 @@ def test_a_second_call_goes_on_from_what_is_there(config: Path) -> None:
     other, said = compare(config, "--strategies", "finetune")
     assert "done before" not in said
     assert other["strategies"]["finetune"]["logloss"] != first["strategies"]["finetune"]["logloss"]
+
+
+def test_slides_are_cut_anew_by_another_release(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read_settings(config)
+    before = fingerprint(settings, [], None)
+    assert fingerprint(settings, [], None) == before
+    monkeypatch.setattr(features, "__path__", [str(config.parent)])
+    (config.parent / "own.py").write_text("x = 1\n")
+    changed = fingerprint(settings, [], None)
+    (config.parent / "own.py").write_text("x = 2\n")
+    assert len({before, changed, fingerprint(settings, [], None)}) == 3
 
 
 @pytest.mark.slow
