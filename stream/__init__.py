@@ -40,6 +40,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     leakcheck.py E what leaks from test to train in a log
     dlq.py E dead letters: reading them, sending them again
     audit/ E the labels worked out a second time, and compared
+    catalog_command.py E ads from a file to the catalog, and what stands there
     models_command.py E which models there are, why one serves, and asking for another
     rows.py E records of any topic as rows that people read
     tables.py E what the command line shows as tables

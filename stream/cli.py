@@ -8,6 +8,7 @@ command that needs them, because torch alone takes seconds.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
@@ -43,6 +44,8 @@ app.add_typer(broker_app, name="broker")
 app.add_typer(topics_app, name="topics")
 dlq_app = typer.Typer(help="Dead letters: what could not be used, and sending it again.", no_args_is_help=True)
 app.add_typer(dlq_app, name="dlq")
+catalog_app = typer.Typer(help="The ads that can be ranked by their id.", no_args_is_help=True)
+app.add_typer(catalog_app, name="catalog")
 models_app = typer.Typer(help="Snapshots: which there are, which serves and why.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
@@ -590,6 +593,53 @@ def dlq_requeue(
         sent = asyncio.run(requeue(settings, find_cluster(settings), wanted, choice, confirm=confirm))
         result = (sent or plans[0]).to_dict() | {"sent": sent is not None}
         _report(json, result, f"{sent.letters.total() if sent else 0} letters sent again")
+
+
+@catalog_app.command("load")
+def catalog_load(
+    config: Config,
+    file: Annotated[Path, typer.Argument(help="NDJSON, one ad a line: ad_id, values, bid_micros, active.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Take ads away that the file does not hold.")] = False,
+    json: Json = None,
+) -> None:
+    """Send ads from a file to the catalog; nothing is sent unless every line is right."""
+    with _clear_errors(), _status("catalog") as status:
+        settings = read_settings(config)
+        from stream.catalog_command import load_catalog
+        from stream.roles import find_cluster
+
+        loaded = asyncio.run(load_catalog(settings, find_cluster(settings), file, replace=replace, say=status))
+        if loaded.ignored:
+            _say(f"no field takes {', '.join(loaded.ignored)}: left out", style="yellow")
+        line = (
+            f"{loaded.sent:,} of {loaded.ads:,} ads sent, {loaded.unchanged:,} were there, {loaded.removed:,} removed"
+        )
+        _report(json, dataclasses.asdict(loaded), line)
+
+
+@catalog_app.command("show")
+def catalog_show(
+    config: Config,
+    ad_ids: Annotated[list[str] | None, typer.Argument(help="Which ads.", show_default="those changed last")] = None,
+    limit: Annotated[int, typer.Option(help="How many, if none is named.", min=1)] = 10,
+    json: Json = None,
+) -> None:
+    """Count the ads in the catalog and show some of them."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.catalog_command import show_catalog
+        from stream.roles import find_cluster
+
+        found = asyncio.run(show_catalog(settings, find_cluster(settings), ad_ids or (), limit=limit))
+        if json is None:
+            from stream.tables import catalog_table
+
+            out.print(catalog_table(found))
+        for ad_id, fault in found["refused"].items():
+            _say(f'"{ad_id}" {fault}: the ranking service does not take it', style="yellow")
+        _report(json, found, f"{found['ads']:,} ads, {found['active']:,} of them active")
+        if found["missing"]:
+            raise ValueError(f"the catalog must hold the ads that are named, got none of {', '.join(found['missing'])}")
 
 
 @models_app.command("list")

@@ -35,11 +35,11 @@ class Outbox:
         key = request_id.encode()
         return murmur2_partition(key, self.n_partitions), key
 
-    def put_now(self, partition: int, key: bytes | None, value: bytes) -> bool:
+    def put_now(self, partition: int, key: bytes | None, value: bytes | None) -> bool:
         """Put a record into the open batch; False if it is full."""
         return self._open[partition].append(timestamp=None, key=key, value=value) is not None
 
-    async def put(self, partition: int, key: bytes | None, value: bytes) -> None:
+    async def put(self, partition: int, key: bytes | None, value: bytes | None) -> None:
         """Put a record into the open batch; a full one leaves first."""
         if not self.put_now(partition, key, value):
             await self._leave(partition)

@@ -47,5 +47,14 @@ def model_table(found: dict[str, Any]) -> Table:
     return table
 
 
+def catalog_table(found: dict[str, Any]) -> Table:
+    """Return the table of `freshrank catalog show`."""
+    table = Table("ad", "active", "bid (micros)", "values")
+    for ad in found["shown"]:
+        values = ", ".join(f"{name} {value}" for name, value in ad["values"].items())
+        table.add_row(Text(ad["ad_id"]), "yes" if ad["active"] else "no", f"{ad['bid_micros']:,}", Text(values))
+    return table
+
+
 def _moment(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -10,7 +10,7 @@ identifies an ad holds its ad_id, whatever the values say; the number of ads has
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -20,6 +20,7 @@ from models.serving.schema import Ad, Clean, Id
 
 VERSION = 1
 ADS_MAX = 2_000_000  # chosen by hand: about 2 GB of values, the most that one process should hold
+BID_MICROS_MAX = 10**12  # a million of a currency for one click: a larger one is a slip; by hand
 
 
 class CatalogAd(msgspec.Struct, frozen=True):
@@ -27,7 +28,7 @@ class CatalogAd(msgspec.Struct, frozen=True):
 
     ad_id: Id
     values: dict[str, Any] = {}
-    bid_micros: int = 0
+    bid_micros: Annotated[int, msgspec.Meta(ge=0, le=BID_MICROS_MAX)] = 0
     active: bool = True
     v: int = VERSION
 
@@ -43,6 +44,32 @@ class Resolved(msgspec.Struct, frozen=True):
 _decoder = msgspec.json.Decoder(CatalogAd)
 
 
+class AdReader:
+    """Checks records of the catalog against the fields of a deployment."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        """Keep the kinds of the fields that an ad has."""
+        self._values = ValueReader(fields, ("item", "creative"))
+
+    def read(self, value: bytes, ignored: set[str]) -> CatalogAd:
+        """Return the ad, its values those that have a field; the names of the others go into `ignored`.
+
+        Raises:
+            ValueError: If the record is no ad; says the rule and what was found, but not of which record.
+        """
+        try:
+            ad = _decoder.decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"must be an ad in JSON, got: {error}") from None
+        if ad.v != VERSION:
+            raise ValueError(f"must have version {VERSION}, got {ad.v}")
+        try:
+            values = self._values.read(ad.values, "values", ignored)
+        except ValueError as error:
+            raise ValueError(f"must hold values of their fields' kinds: {error}") from None
+        return msgspec.structs.replace(ad, values=values)
+
+
 class Catalog:
     """The current ads by id."""
 
@@ -51,7 +78,7 @@ class Catalog:
         named = id_field(fields, "item")
         assert named is not None, "settings without an item id field cannot be read"
         self._id_name = named.name
-        self._values = ValueReader(fields, ("item", "creative"))
+        self._reader = AdReader(fields)
         self._ads_max = ads_max
         self._ads: dict[str, dict[str, Clean]] = {}
         self._inactive: set[str] = set()
@@ -70,8 +97,12 @@ class Catalog:
             self._ads.pop(ad_id, None)
             self._inactive.discard(ad_id)
             return
-        ad = _read(ad_id, value)
-        values = self._values.read(ad.values, "values", set())
+        try:
+            ad = self._reader.read(value, set())
+        except ValueError as error:
+            raise ValueError(f'[catalog] the record of "{ad_id}" {error}') from None
+        if ad.ad_id != ad_id:
+            raise ValueError(f'[catalog] the record of "{ad_id}" must name its key, got "{ad.ad_id}"')
         if not ad.active:
             self._ads.pop(ad_id, None)
             self._inactive.add(ad_id)
@@ -79,7 +110,7 @@ class Catalog:
         if len(self._ads) >= self._ads_max and ad_id not in self._ads:
             raise ValueError(f'[catalog] must hold at most {self._ads_max} ads, got one more: "{ad_id}"')
         self._inactive.discard(ad_id)
-        self._ads[ad_id] = values | {self._id_name: ad_id}
+        self._ads[ad_id] = ad.values | {self._id_name: ad_id}
 
     def resolve(self, asked: Iterable[Ad]) -> Resolved:
         """Return the candidates with the catalog's values under their own."""
@@ -99,15 +130,3 @@ class Catalog:
         if held is not None and not ad.values:
             return held
         return {**(held or {}), **ad.values, self._id_name: ad.ad_id}
-
-
-def _read(ad_id: str, value: bytes) -> CatalogAd:
-    try:
-        ad = _decoder.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f'[catalog] the record of "{ad_id}" must be an ad in JSON, got: {error}') from None
-    if ad.v != VERSION:
-        raise ValueError(f'[catalog] the record of "{ad_id}" must have version {VERSION}, got {ad.v}')
-    if ad.ad_id != ad_id:
-        raise ValueError(f'[catalog] the record of "{ad_id}" must name its key, got "{ad.ad_id}"')
-    return ad
