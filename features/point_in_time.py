@@ -42,6 +42,9 @@ def point_in_time(table: PriorTable, rows: SettledRows, keys: Keys, time_s: Floa
     if len(rows.settled_s) and rows.settled_s[0] <= table.as_of_s:
         raise ValueError(f"settled rows must be later than the table's {table.as_of_s}, got {rows.settled_s[0]}")
     half_lives_s = table.half_lives_s[:, None]
+    if not len(keys):  # what had settled need not be walked through
+        nobody = np.zeros((0, keys.shape[1], len(half_lives_s)))
+        return Counts(nobody, nobody, nobody.sum(axis=1), nobody.sum(axis=1))
     walk = _Walk(rows, time_s, half_lives_s, decay(elapsed(table.as_of_s, time_s), half_lives_s))
     order = _in_time(rows.settled_s, time_s)
     by_slot = np.ascontiguousarray(np.concatenate([rows.keys, keys]).T)  # (S, M + N)

@@ -78,6 +78,15 @@ def test_no_rows_and_nothing_settled_is_no_error() -> None:
     assert not point_in_time(EMPTY, nothing, np.ones((4, 3), np.uint64), np.ones(4), WIDTHS).n.any()
 
 
+def test_nobody_sees_nothing_in_the_shapes_of_everybody() -> None:
+    rng = np.random.default_rng(0)
+    rows, asked = rows_of(rng, 30, span_s=100.0), keys_of(rng, 1)
+    some = point_in_time(EMPTY, rows, asked, np.array([50.0]), WIDTHS)
+    none = point_in_time(EMPTY, rows, asked[:0], np.zeros(0), WIDTHS)
+    for name in ("n", "c", "root_n", "root_c"):
+        assert getattr(none, name).shape == (0, *getattr(some, name).shape[1:])
+
+
 def test_rows_that_the_table_holds_already_cannot_be_counted_again() -> None:
     table = advance(EMPTY, SettledRows.empty(3), 10.0, slot_field=SLOT_FIELD)
     rows = impressions(np.ones((1, 3), np.uint64), np.array([10.0]), np.ones(1))
