@@ -26,6 +26,7 @@ FIXED_LINES = 16  # of the panel, when it shows no slide; the table of slides ge
 SLIDES_MIN, NOTES_MAX = 4, 3
 WIDE_COLUMNS = 120  # from here on there is room for dates
 CLICKED_NEXT = "★ clicked next"
+LISTED_MAX = 3  # of a value's parts
 SHOWN_MAX = 5  # places of an answer
 STATE_STYLES = {"runs": "green", "ended": "dim"}
 DECISION_STYLES = {"promote": "green", "warmup": "cyan", "hold": "yellow", "reject": "red", "rollback": "red"}
@@ -141,7 +142,7 @@ def law_lines(counts: Counts) -> list[str]:
 
 def answer_table(answer: Any) -> RenderableType:
     """Return an answer of the ranking service: its first places, and that of the ad that was clicked next."""
-    user = ", ".join(f"{name} {value}" for name, value in answer.user_values.items())
+    user = _values(answer.user_values)
     how = f"{len(answer.ranked)} candidates ranked in {answer.latency_s * 1000:.0f} ms by {answer.snapshot}"
     table = Table(box=box.SIMPLE_HEAD)
     for name, width_min in (("place", 5), ("ad", None), ("pCTR", 5), ("known values", None), ("", len(CLICKED_NEXT))):
@@ -224,13 +225,16 @@ def _slide(slide: SlideRow, *, has_dates: bool) -> Text:
     return line.append(slide.reason, style="dim")
 
 
-def _values(values: Mapping[str, Any], ad_id: str) -> str:
-    texts = [
-        f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in values.items()
-        if value not in (None, ad_id)
-    ]
+def _values(values: Mapping[str, Any], ad_id: str = "") -> str:
+    texts = [f"{name} {_value(value)}" for name, value in values.items() if value not in (None, ad_id)]
     return " · ".join(texts) or "–"
+
+
+def _value(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    more = f" and {len(value) - LISTED_MAX} more" if len(value) > LISTED_MAX else ""
+    return ", ".join(map(str, value[:LISTED_MAX])) + more
 
 
 def _figure(value: float | None) -> str:

@@ -130,9 +130,10 @@ def test_an_answer_shows_its_first_places_and_the_ad_that_was_clicked_next() -> 
         RankedRow(place, f"ad-{place}", 1.0 / place, {"year": 1990 + place, "genres": ["Drama", "War"]}, place == 42)
         for place in range(1, 101)
     ]
-    answer = Answer("u", {"user_id": "u", "age": "25"}, "ctr-000003-abc", 0.0123, "ad-42", 42, ranked)
+    user = {"user_id": "u", "age": "25", "liked": ["a", "b", "c", "d", "e"]}
+    answer = Answer("u", user, "ctr-000003-abc", 0.0123, "ad-42", 42, ranked)
     text = text_of(answer_table(answer))
-    assert "user_id u, age 25" in text
+    assert "user_id u · age 25 · liked a, b, c and 2 more" in text
     assert "100 candidates ranked in 12 ms" in text
     assert "ctr-000003-abc" in text
     lines = [line.split("  ") for line in text.splitlines()]
