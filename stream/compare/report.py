@@ -19,6 +19,7 @@ import numpy as np
 from models.comparison import Scored, compare, measure
 from models.drift import DETECTORS
 from models.evaluate import Evaluation
+from models.strategies.tuning import CROSSES, HISTORIES
 from stream.compare.runs import Run
 
 OVERALL = ("auc", "gauc", "logloss", "ne", "calibration")
@@ -117,7 +118,20 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         cells += [_figure(found["calibration"], 3), *(_figure(one["logloss"]) for one in found["slices"].values())]
         cells += [f"{found['train_s']:.1f}", f"{found['predict_s']:.1f}", f"{found['peak_mb']:.0f}"]
         lines.append(_row(cells))
-    return "\n".join([*lines, "", *_drift_lines(dict(strategies)), ""])
+    return "\n".join([*lines, "", *_choice_lines(dict(strategies)), *_drift_lines(dict(strategies)), ""])
+
+
+def _choice_lines(strategies: Mapping[str, Any]) -> list[str]:
+    """Return what the warm-up chose for strategies, which the others do not have; by the first seed."""
+    lines = []
+    for name, found in strategies.items():
+        chosen = dict(found["choices"][0])
+        inputs = [(kind, chosen.pop(kind)) for kind in (CROSSES, HISTORIES) if kind in chosen]
+        told = [f"{kind} {', '.join(one['name'] for one in ones)}" for kind, ones in inputs]
+        told += [f"{setting} {value}" for setting, value in chosen.items()]
+        if told:
+            lines.append(f"- {name}: {'; '.join(told)}")
+    return ["Chosen on the warm-up, and not given to the others:", "", *lines, ""] if lines else []
 
 
 def _drift_lines(strategies: Mapping[str, Any]) -> list[str]:

@@ -337,7 +337,7 @@ def test_check_refuses_an_unknown_strategy_and_network(config: Path) -> None:
 def test_a_report_says_where_drift_alarms_fell() -> None:
     window = {"rows": 9, "clicks": 1, "auc": 0.6, "logloss": 0.3, "calibration": 1.0}
     found = {"logloss": 0.3, "auc": 0.6, "gauc": None, "ne": 0.9, "calibration": 1.0, "slices": {}}
-    found |= {"train_s": 1.0, "predict_s": 1.0, "peak_mb": 9.0}
+    found |= {"train_s": 1.0, "predict_s": 1.0, "peak_mb": 9.0, "choices": [{}]}
     quiet = found | {"per_window": [window | {"drift": []}] * 3}
     alarmed = found | {"per_window": [window | {"drift": by} for by in ([], ["adwin", "page_hinkley"], ["adwin"])]}
     report = {"name": "world", "rows": 27, "windows": 3, "paired": {}, "strategies": {"one": quiet, "two": alarmed}}
@@ -345,3 +345,17 @@ def test_a_report_says_where_drift_alarms_fell() -> None:
     assert "- two: window 2 (adwin, page_hinkley), window 3 (adwin)\n" in text
     assert "- one" not in text
     assert "No drift alarm for any strategy." in to_markdown(report | {"strategies": {"one": quiet}})
+    assert "Chosen on the warm-up" not in text
+
+
+def test_a_report_says_what_the_warm_up_chose_for_one_strategy_alone() -> None:
+    found = {"logloss": 0.3, "auc": 0.6, "gauc": None, "ne": 0.9, "calibration": 1.0, "slices": {}, "per_window": []}
+    found |= {"train_s": 1.0, "predict_s": 1.0, "peak_mb": 9.0, "choices": [{}]}
+    crosses = [{"name": "user_x_ad", "of": ["user", "ad"]}]
+    histories = [{"name": name, "of": "ad", "clicked": True, "values_max": 20} for name in ("clicked_ad", "skipped_ad")]
+    choices = {"crosses": crosses, "histories": histories, "learning_rate": 0.003}
+    strategies = {"default": found | {"choices": [choices]}, "vw": found}
+    text = to_markdown({"name": "world", "rows": 27, "windows": 3, "paired": {}, "strategies": strategies})
+    told = "- default: crosses user_x_ad; histories clicked_ad, skipped_ad; learning_rate 0.003\n"
+    assert f"Chosen on the warm-up, and not given to the others:\n\n{told}\n" in text
+    assert "- vw" not in text
