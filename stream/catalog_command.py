@@ -10,10 +10,9 @@ load that was cut off is repeated without harm.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import xxhash
@@ -22,14 +21,13 @@ from aiokafka.errors import KafkaError
 
 from infra.settings import Settings
 from models.serving.catalog import ADS_MAX, AdReader, CatalogAd
-from stream.kafka_log import read_range
+from stream.kafka_log import read_newest
 from stream.outbox import BATCH_BYTES, Outbox
 from stream.roles import Cluster
 
 FAULTS_SHOWN = 5  # lines of a file that are named before it is refused
 LINE_BYTES_MAX = 500_000  # well below what a record may hold, however its characters are written; chosen by hand
 SAY_ROWS = 10_000  # ads between two words about how far it is
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ async def load_catalog(
     ignored: set[str] = set()
     names = _check(settings, path, ignored, say)
     say("reading the catalog")
-    held = await _newest(cluster, xxhash.xxh3_64_intdigest)
+    held = await read_newest(cluster.topic("catalog"), xxhash.xxh3_64_intdigest, options=cluster.options)
     gone = sorted(held.keys() - names) if replace else []
     producer = AIOKafkaProducer(**cluster.options, enable_idempotence=True, max_batch_size=BATCH_BYTES)
     n_sent = 0
@@ -104,7 +102,7 @@ async def show_catalog(settings: Settings, cluster: Cluster, ad_ids: Sequence[st
         limit: How many of those.
     """
     reader = AdReader(settings.fields)
-    newest = await _newest(cluster, bytes)
+    newest = await read_newest(cluster.topic("catalog"), bytes, options=cluster.options)
     found: dict[str, CatalogAd] = {}
     refused: dict[str, str] = {}
     for ad_id, value in newest.items():
@@ -121,18 +119,6 @@ async def show_catalog(settings: Settings, cluster: Cluster, ad_ids: Sequence[st
         "shown": [msgspec.to_builtins(found[ad_id]) for ad_id in wanted if ad_id in found],
         "missing": [ad_id for ad_id in ad_ids if ad_id not in newest],
     }
-
-
-async def _newest(cluster: Cluster, keep: Callable[[bytes], _T]) -> dict[str, _T]:
-    """Return what `keep` makes of the newest record of each ad in the topic, those that changed last at the end."""
-    newest: dict[str, _T] = {}
-    async with aclosing(read_range(cluster.topic("catalog"), 0, None, None, options=cluster.options)) as records:
-        async for record in records:
-            ad_id = (record.key or b"").decode(errors="replace")
-            newest.pop(ad_id, None)
-            if record.value is not None:
-                newest[ad_id] = keep(record.value)
-    return newest
 
 
 def _check(settings: Settings, path: Path, ignored: set[str], say: Callable[[str], None]) -> set[str]:

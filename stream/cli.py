@@ -301,6 +301,7 @@ def _compare(  # the command's own arguments
     jobs: int,
     tune: bool,
 ) -> dict[str, Any]:
+    from stream.backtest import Backtest
     from stream.compare.compare import Comparison, run_comparison
     from stream.compare.report import to_markdown
     from stream.compare.store import fingerprint
@@ -322,7 +323,10 @@ def _compare(  # the command's own arguments
     )
     with _status("backtest") as status:
         report = run_comparison(
-            comparison, lambda: read_arrivals(offering, bases, rows, limit=limit), say=_say, status=status
+            comparison,
+            lambda: Backtest(offering, read_arrivals(offering, bases, rows, limit=limit)).slides(),
+            say=_say,
+            status=status,
         )
     for line in rows.warnings():
         _say(line, style="yellow")

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
@@ -23,6 +23,7 @@ FETCH_BYTES_MAX = 16 * 1024 * 1024  # what a reader holds at a time: two of the 
 PASS_MS = 20  # longest wait for records before looking whether the range has ended without any
 FETCH_WAIT_MS = 20  # how long the broker holds a fetch at the log's end; a seek backwards waits for it
 METADATA_S_MAX = 10.0  # until the client has heard of a topic that the broker knows; usually a few milliseconds
+_T = TypeVar("_T")
 
 
 class Record(NamedTuple):
@@ -102,6 +103,21 @@ async def read_last(topic: str, partition: int, *, options: Mapping[str, Any], w
             async for record in _read(consumer, tp, start, end, wait_s):
                 last = record
         return last
+
+
+async def read_newest(topic: str, keep: Callable[[bytes], _T], *, options: Mapping[str, Any]) -> dict[str, _T]:
+    """Return what `keep` makes of each key's newest value in a topic of one partition, the last written at the end.
+
+    Keys whose newest record has no value are left out: they were removed. Raises what `read_range` does.
+    """
+    newest: dict[str, _T] = {}
+    async with aclosing(read_range(topic, 0, None, None, options=options)) as records:
+        async for record in records:
+            key = (record.key or b"").decode(errors="replace")
+            newest.pop(key, None)
+            if record.value is not None:
+                newest[key] = keep(record.value)
+    return newest
 
 
 def reader_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,9 +53,8 @@ def leakcheck(
     """
     if settings.log is None:
         raise SettingsError("the file must hold a section [log] to be checked for leaks, got none; add it")
-    fields = logged_fields(
-        settings.fields, settings.log.histories
-    )  # histories follow from these, from settled rows alone
+    # Histories follow from the other fields, and from settled rows alone.
+    fields = logged_fields(settings.fields, settings.log.histories)
     forbidden = [_field_name(name, fields) for name in forbid]
     labels = list(_label_fields(settings.log, fields))
     clock = Clock(disorder_s=settings.ledger.disorder_s, wait_s=settings.ledger.wait_s)

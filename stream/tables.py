@@ -5,7 +5,7 @@ Owns columns and their words. Must not know where the values come from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 VALUE_CHARS_MAX = 60
 FIELDS_SHOWN = 3
+LISTED_MAX = 3  # of a value's parts
 
 
 def letter_tables(found: dict[str, Any]) -> Iterator[Table]:
@@ -51,9 +52,22 @@ def catalog_table(found: dict[str, Any]) -> Table:
     """Return the table of `freshrank catalog show`."""
     table = Table("ad", "active", "bid (micros)", "values")
     for ad in found["shown"]:
-        values = ", ".join(f"{name} {value}" for name, value in ad["values"].items())
-        table.add_row(Text(ad["ad_id"]), "yes" if ad["active"] else "no", f"{ad['bid_micros']:,}", Text(values))
+        told = (Text(ad["ad_id"]), "yes" if ad["active"] else "no", f"{ad['bid_micros']:,}")
+        table.add_row(*told, Text(values_text(ad["values"], ad["ad_id"])))
     return table
+
+
+def values_text(values: Mapping[str, Any], ad_id: str = "") -> str:
+    """Return the values that are known in one line, but for what says the ad's id again."""
+    texts = [f"{name} {_value(value)}" for name, value in values.items() if value not in (None, ad_id)]
+    return " · ".join(texts) or "–"
+
+
+def _value(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    more = f" and {len(value) - LISTED_MAX} more" if len(value) > LISTED_MAX else ""
+    return ", ".join(map(str, value[:LISTED_MAX])) + more
 
 
 def _moment(time_s: float) -> str:

@@ -21,11 +21,9 @@ from typing import Any
 from infra.settings import Settings
 from models.strategies.build import check_strategy
 from models.window import Slide
-from stream.backtest import Backtest, TimedEvent
 from stream.compare.report import to_report, write_report
 from stream.compare.runs import Job, code_digest, load_run, perform
 from stream.compare.store import SlideStore
-from stream.logs.source import with_histories
 
 POLL_S = 0.5  # how often the progress of runs is looked at
 
@@ -61,7 +59,7 @@ class Comparison:
 
 def run_comparison(
     comparison: Comparison,
-    events: Callable[[], Iterable[TimedEvent]],
+    slides: Callable[[], Iterable[Slide]],
     *,
     say: Callable[[str], None],
     status: Callable[[str], None],
@@ -70,7 +68,7 @@ def run_comparison(
 
     Args:
         comparison: What is compared.
-        events: Opens the log, with the histories that it offers; called when its slides are not there yet.
+        slides: Cuts the log, with the histories that it offers; called when its slides are not there yet.
         say: Called with a line when something is done.
         status: Called with what is going on.
 
@@ -81,7 +79,7 @@ def run_comparison(
     for name in comparison.strategies:
         check_strategy(name)
     with _alone(comparison.directory):
-        return _run(comparison, events, say, status)
+        return _run(comparison, slides, say, status)
 
 
 @contextmanager
@@ -101,7 +99,7 @@ def _alone(directory: Path) -> Iterator[None]:
 
 def _run(
     comparison: Comparison,
-    events: Callable[[], Iterable[TimedEvent]],
+    slides: Callable[[], Iterable[Slide]],
     say: Callable[[str], None],
     status: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -114,8 +112,7 @@ def _run(
             n_rows += len(slide.frame)
             status(f"cutting the log into slides: {n_rows:,} rows")
 
-        backtest = Backtest(with_histories(comparison.settings), events())
-        store.write(backtest.slides(), comparison.settings, comparison.fingerprint, count)
+        store.write(slides(), comparison.settings, comparison.fingerprint, count)
     log = store.log
     n_warmup = sum(cut.is_warmup for cut in log.slides)
     say(f"{len(log.slides)} slides, {n_warmup} of them warm-up; {log.rows:,} rows are compared")

@@ -21,12 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from stream.blocks import Counts
+from stream.tables import values_text
 
 FIXED_LINES = 16  # of the panel, when it shows no slide; the table of slides gets the rest of the terminal
 SLIDES_MIN, NOTES_MAX = 4, 3
 WIDE_COLUMNS = 120  # from here on there is room for dates
 CLICKED_NEXT = "★ clicked next"
-LISTED_MAX = 3  # of a value's parts
 SHOWN_MAX = 5  # places of an answer
 STATE_STYLES = {"runs": "green", "ended": "dim"}
 DECISION_STYLES = {"promote": "green", "warmup": "cyan", "hold": "yellow", "reject": "red", "rollback": "red"}
@@ -142,7 +142,7 @@ def law_lines(counts: Counts) -> list[str]:
 
 def answer_table(answer: Any) -> RenderableType:
     """Return an answer of the ranking service: its first places, and that of the ad that was clicked next."""
-    user = _values(answer.user_values)
+    user = values_text(answer.user_values)
     how = f"{len(answer.ranked)} candidates ranked in {answer.latency_s * 1000:.0f} ms by {answer.snapshot}"
     table = Table(box=box.SIMPLE_HEAD)
     for name, width_min in (("place", 5), ("ad", None), ("pCTR", 5), ("known values", None), ("", len(CLICKED_NEXT))):
@@ -154,7 +154,7 @@ def answer_table(answer: Any) -> RenderableType:
                 table.add_row("…")
             mark = CLICKED_NEXT if row.is_clicked else ""
             style = "bold green" if row.is_clicked else ""
-            cells = (str(row.place), row.ad_id, f"{row.pctr:.3f}", _values(row.values, row.ad_id), mark)
+            cells = (str(row.place), row.ad_id, f"{row.pctr:.3f}", values_text(row.values, row.ad_id), mark)
             table.add_row(*cells, style=style)
     return Group(Text(f"{user}  ·  {how}", style="bold"), table)
 
@@ -223,18 +223,6 @@ def _slide(slide: SlideRow, *, has_dates: bool) -> Text:
     line = Text(f"{slide.slide:>7}  {date}{slide.rows:>9,}{judged}  ")
     line.append(f"{slide.decision:<9}", style=DECISION_STYLES.get(slide.decision, ""))
     return line.append(slide.reason, style="dim")
-
-
-def _values(values: Mapping[str, Any], ad_id: str = "") -> str:
-    texts = [f"{name} {_value(value)}" for name, value in values.items() if value not in (None, ad_id)]
-    return " · ".join(texts) or "–"
-
-
-def _value(value: Any) -> str:
-    if not isinstance(value, list):
-        return str(value)
-    more = f" and {len(value) - LISTED_MAX} more" if len(value) > LISTED_MAX else ""
-    return ", ".join(map(str, value[:LISTED_MAX])) + more
 
 
 def _figure(value: float | None) -> str:

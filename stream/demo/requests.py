@@ -12,7 +12,6 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -20,7 +19,7 @@ import msgspec
 import polars as pl
 
 from features.fields import Field, Side, id_field, raw_fields
-from stream.kafka import read_range
+from stream.kafka_log import read_newest
 from stream.roles import Cluster
 
 CANDIDATES = 100
@@ -80,13 +79,8 @@ def choose_visits(
 
 async def read_catalog(cluster: Cluster) -> dict[str, Values]:
     """Return the values of every ad in the catalog, by id."""
-    ads: dict[str, Values] = {}
-    records = read_range(cluster.topic("catalog"), 0, None, None, options=cluster.options)
-    async with aclosing(records):
-        async for record in records:
-            ad = msgspec.json.decode(record.value or b"{}")
-            ads[ad["ad_id"]] = ad.get("values", {})
-    return ads
+    ads = await read_newest(cluster.topic("catalog"), msgspec.json.decode, options=cluster.options)
+    return {ad_id: ad.get("values", {}) for ad_id, ad in ads.items()}
 
 
 async def ask(url: str, visits: Sequence[Visit], catalog: Mapping[str, Values], *, champion: str) -> list[Answer]:

@@ -21,8 +21,9 @@ import polars as pl
 from infra.settings import Settings, SettingsError, read_settings
 from stream.logs.fetch import PUBLIC_LOGS, FetchError, fetch
 from stream.logs.files import LogError
-from stream.logs.reader import RowCounts, check_log, read_rows
+from stream.logs.reader import RowCounts, check_log
 from stream.logs.simulated import write_simulated
+from stream.logs.source import read_frames
 
 CONFIGS_DIR = Path(__file__).resolve().parents[2] / "configs"
 DEFAULT_LOG, FALLBACK_LOG = "movielens-1m", "simulated"
@@ -84,17 +85,9 @@ def hold_back(settings: Settings, rows: int | None) -> Iterator[tuple[int, pl.Da
 
     What is yielded last counts. Reading is cut into steps so that the caller can do something else in between.
     """
-    assert settings.log is not None
     wanted = None if rows is None else rows + HELD_BACK_ROWS
     tail, n_read = pl.DataFrame(), 0
-    for frame in read_rows(
-        settings.log,
-        settings.fields,
-        [],
-        RowCounts(),
-        wait_s=settings.ledger.wait_s,
-        disorder_s=settings.ledger.disorder_s,
-    ):
+    for frame in read_frames(settings, [], RowCounts()):
         tail = pl.concat([tail, frame], how="diagonal").tail(HELD_BACK_ROWS + frame.height)
         n_read += frame.height
         if wanted is not None and n_read >= wanted:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+import polars as pl
 
 from features.fields import Field, History, id_field
 from infra.settings import Settings, SettingsError
@@ -35,9 +36,22 @@ def read_arrivals(
         SettingsError: If there is no [log] section.
         LogError: If the log cannot be read or used.
     """
+    return log_events(
+        read_frames(settings, bases, counts, limit=limit),
+        settings.fields,
+        new_slides(settings),
+        wait_s=settings.ledger.wait_s,
+        disorder_s=settings.ledger.disorder_s,
+    )
+
+
+def read_frames(
+    settings: Settings, bases: Sequence[Path], counts: RowCounts, *, limit: int | None = None
+) -> Iterator[pl.DataFrame]:
+    """Return the rows of the deployment's log as `reader.read_rows` yields them; arguments and errors as above."""
     if settings.log is None:
         raise SettingsError("the file must hold a section [log] to read raw rows, got none; add it")
-    frames = read_rows(
+    return read_rows(
         settings.log,
         settings.fields,
         bases,
@@ -45,13 +59,6 @@ def read_arrivals(
         wait_s=settings.ledger.wait_s,
         disorder_s=settings.ledger.disorder_s,
         limit=limit,
-    )
-    return log_events(
-        frames,
-        settings.fields,
-        new_slides(settings),
-        wait_s=settings.ledger.wait_s,
-        disorder_s=settings.ledger.disorder_s,
     )
 
 
