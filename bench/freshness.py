@@ -36,6 +36,7 @@ from features.encode import field_key
 from features.store import UserStore, open_store
 from infra import broker
 from infra.settings import Settings, read_settings, registry_url
+from models.click_task import ClickTask
 from models.registry import Registry
 from models.update import Learner, UpdateReport
 from models.window import Slide
@@ -112,7 +113,7 @@ class Probes:
 
 def learnt(settings: Settings, now_s: float) -> tuple[Learner, UpdateReport]:
     """Return a learner that has seen a few hours of ads with click rates of their own, and its last report."""
-    rng, learner, report = np.random.default_rng(0), Learner(new_plan(settings)), None
+    rng, learner, report = np.random.default_rng(0), Learner(ClickTask(new_plan(settings))), None
     rates, slides = rng.uniform(0.02, 0.6, 200), new_slides(settings)
     for index in range(slides.index(now_s) - 3, slides.index(now_s)):
         settled_s = np.sort(rng.uniform(slides.start_s(index), slides.end_s(index), 5000))

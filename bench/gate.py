@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.report import machine, write_report
-from models.evaluate import Evaluation
+from models.evaluate import Evaluation, log_losses
 from models.evidence import Evidence, gather, is_above, is_below
-from models.gate import Comparison, GateRules, Rule, compare, judge
+from models.gate import PROBABILITY_MIN, Comparison, GateRules, Rule, compare, judge
 from models.shadow import Shadow, follow, look, settle
 
 ALPHA, MARGIN, CLIP = 0.05, 0.01, 0.25  # the defaults of [gate]
@@ -124,7 +124,10 @@ def stream(world: World, seed: int) -> list[Hour]:
         noise = rng.normal(0.0, world.row_own, (2, n_rows))
         p = _sigmoid(truth + errors[:, user] + shared[:, None] + noise)
         slices = np.zeros(n_rows, np.int64)
-        hours.append(Hour(compare(p[0], p[1], clicks, bucket[user], slices, CLIP).pieces, n_rows))
+        losses = [log_losses(one, clicks, PROBABILITY_MIN) for one in p]
+        means = (float(p[0].mean()), float(p[1].mean()))
+        said = compare(losses[0] - losses[1], bucket[user], slices, CLIP, means=means)
+        hours.append(Hour(said.pieces, n_rows))
     return hours
 
 

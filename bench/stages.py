@@ -19,6 +19,7 @@ from bench.report import machine, write_report
 from features.encode import encode, slot_fields
 from features.priors import PriorTable, SettledRows, advance
 from infra.settings import Settings, read_settings, state_dir
+from models.click_task import ClickTask
 from models.train import use_threads
 from models.update import Learner
 from models.window import Slide
@@ -60,7 +61,7 @@ def count_priors(settings: Settings, slides: list[Slide]) -> PriorTable:
 
 
 def learn(settings: Settings, slides: list[Slide]) -> str:
-    learner = Learner(new_plan(settings))
+    learner = Learner(ClickTask(new_plan(settings)))
     for slide in slides:
         learner.learn(slide)
     return learner.latest.digest

@@ -60,6 +60,7 @@ from features.priors import PriorTable
 from features.vocabulary import Vocabulary
 from infra.settings import Settings, read_settings
 from models.batch import Inputs, Predictor, make_inputs
+from models.click_task import ClickTask
 from models.examples import read_examples
 from models.losses import Objective, Targets
 from models.networks.build import build_network, initial_tensors
@@ -438,7 +439,7 @@ def measure_stages(law: str, values: int, n_rows: int, runs: int, threads: int) 
     in_blocks = sum(len(block.rows["click"]) for block in closed)
     slides = [slide for slide in Backtest(settings, arrivals).slides() if len(slide.frame)]
     plan = new_plan(settings)
-    learner, slide = Learner(plan), max(slides[1:], key=lambda slide: len(slide.frame))
+    learner, slide = Learner(ClickTask(plan)), max(slides[1:], key=lambda slide: len(slide.frame))
     for earlier in slides[: slides.index(slide)]:
         learner.learn(earlier)
     before, device = learner.latest, resolve_device(plan.device)

@@ -39,11 +39,13 @@ from features.encode import Keys, mix
 from features.priors import Ints, PriorTable, SettledRows, advance, within
 from features.vocabulary import Vocabulary, revise
 from infra.settings import Settings, read_settings, state_dir
+from models.click_task import ClickTask
 from models.comparison import Scored, compare
 from models.evaluate import log_losses
+from models.plan import Plan
 from models.strategies.ours import LEARNERS
 from models.train import fresh_rows, move_rows, use_threads
-from models.update import Learner, Plan
+from models.update import Learner
 from models.window import Slide
 from stream.backtest import Backtest
 from stream.logs.reader import RowCounts
@@ -88,7 +90,7 @@ class Run:
 
 def follow(plan: Plan, slides: Sequence[Slide], n_rows: int | None) -> Run:
     """Predict and learn a log; with so many rows for hashing, or as the product does it."""
-    learner = Learner(plan)
+    learner = Learner(ClickTask(plan))
     with nullcontext() if n_rows is None else hashing(learner, n_rows, plan):
         return _follow(learner, plan, slides)
 

@@ -209,6 +209,33 @@ class UpdateSettings(_Section, frozen=True):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
+class PrerankSettings(_Section, frozen=True):
+    """[prerank]: the pre-ranker, a model family of its own that learns from chains, through the same gate.
+
+    Attributes:
+        network: One of models/prerank/build.py; empty: nothing is learnt from chains.
+        family: Name of the lineage of models.
+        keep: How many candidates of a request go on to the ranker.
+        dim: Width of an embedding row.
+        hidden: Widths of the layers.
+        learning_rate: Of the network (Adam).
+        embedding_learning_rate: Of embedding rows (Adagrad).
+        gate_penalty: (ecmm) what it adds to the loss to leave all gates open, nats; more closes more of them.
+        rows_max: How many candidates of a slide are learnt at most, whole requests by a hash; 0: all.
+    """
+
+    network: str = ""
+    family: str = "prerank"
+    keep: int = 200
+    dim: int = 8
+    hidden: tuple[int, ...] = (64, 32)
+    learning_rate: float = 0.003
+    embedding_learning_rate: float = 0.15
+    batch_rows: int = 1024
+    gate_penalty: float = 0.1
+    rows_max: int = 1_000_000
+
+
 class GateSettings(_Section, frozen=True):
     """[gate]: when the challenger replaces the champion.
 
@@ -376,6 +403,7 @@ class Settings(_Section, frozen=True):
     priors: PriorSettings = PriorSettings()
     model: ModelSettings = ModelSettings()
     update: UpdateSettings = UpdateSettings()
+    prerank: PrerankSettings = PrerankSettings()
     gate: GateSettings = GateSettings()
     serve: ServeSettings = ServeSettings()
     kafka: KafkaSettings = KafkaSettings()
@@ -545,11 +573,14 @@ def _check_values(settings: Settings) -> None:
         ("name", settings.name),
         ("[kafka] prefix", settings.prefix),
         ("[model] family", settings.model.family),
+        ("[prerank] family", settings.prerank.family),
     ):
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", value):
             raise SettingsError(
                 f'{key} must be letters, digits, ".", "_" or "-" (it names topics and files), got "{value}"'
             )
+    if settings.prerank.family == settings.model.family:
+        _impossible("[prerank] family", "be another than [model] family", f'"{settings.prerank.family}"')
     _check_window(settings.window)
     _check_sources(settings)
     names = {field.name for field in settings.fields}
@@ -741,6 +772,7 @@ _POSITIVE = {  # numbers that must be > 0
     "priors": ("publish_s", "counts_max"),
     "model": ("dim", "values_max"),
     "update": ("batch_rows", "threads", "learning_rate", "embedding_learning_rate", "n0", "confidence_margin"),
+    "prerank": ("keep", "dim", "batch_rows", "learning_rate", "embedding_learning_rate"),
     "gate": ("alpha", "buckets", "evidence_clip", "harm_max"),
     "serve": ("candidates_max", "events_max", "body_bytes_max", "top"),
     "kafka": ("partitions",),
@@ -753,6 +785,7 @@ _AT_LEAST_ZERO = {  # and >= 0
     "priors": ("evidence_min", "crosses_max", "cells_max"),
     "model": ("admit_min", "forget_min"),
     "update": ("seed", "beta", "confidence_share", "rows_max"),
+    "prerank": ("rows_max", "gate_penalty"),
     "gate": ("margin", "slice_margin", "rollback_wait", "clicks_min"),
     "serve": ("port",),
     "kafka": ("max_delay_s", "max_ahead_s", "retention_s"),
@@ -763,6 +796,7 @@ def _check_positive(settings: Settings) -> None:
     positive = _numbers(settings, _POSITIVE)
     positive += [("[priors] half_lives_s", value) for value in settings.priors.half_lives_s]
     positive += [("[model] hidden", value) for value in settings.model.hidden]
+    positive += [("[prerank] hidden", value) for value in settings.prerank.hidden]
     at_least_zero = _numbers(settings, _AT_LEAST_ZERO)
     if settings.log is not None:
         at_least_zero.append(("[log] click_delay_s.mean", settings.log.click_delay_s.mean))

@@ -14,7 +14,11 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     batch.py C keys and counts to tensors, to mini-batches and to predictions
     train.py C one pass over a slide
     examples.py C the rows of a slide with what had settled when each was shown
+    plan.py C everything that decides what is learnt
+    task.py C the seam between the step of learning and the kinds of models that take it
+    click_task.py C the click model as one of them
     update.py C one slide from start to end: score, gate, train
+    prerank/ C from thousands of candidates to hundreds: learnt as another task
     strategies/ C what a backtest compares: ours, and outside controls
     comparison.py C how strategies compare on the same rows
     leaks/ C what leaks from test to train in a log

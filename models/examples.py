@@ -130,7 +130,7 @@ def read_examples(slide: Slide, before: Snapshot, n_buckets: int, rows_max: int 
     corrects = (frame["kind"] == CORRECTION).to_numpy()
     n_fresh = int((fresh & ~corrects).sum())
     if 0 < rows_max < n_fresh:
-        fresh &= _place(frame["request_id"]) < rows_max / n_fresh
+        fresh &= hash_share(hash_strings(frame["request_id"])) < rows_max / n_fresh
     is_late = fresh & corrects
     late_keys, late_s = keys[is_late], shown_s[is_late]
     late = LateRows(frame.filter(pl.Series(is_late)), late_keys, _counts(before, settled, late_keys, late_s), late_s)
@@ -164,9 +164,9 @@ def _counts(before: Snapshot, settled: SettledRows, keys: Keys, shown_s: Floats)
     return point_in_time(before.base, settled, keys, shown_s, slot_counts(before.fields))
 
 
-def _place(requests: pl.Series) -> Floats:
-    """Return a number in [0, 1) for each request, by a hash that no bucket of users goes by, (N,)."""
-    return np.asarray((mix(hash_strings(requests) + _SALT) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+def hash_share(hashes: Keys) -> Floats:
+    """Return a number in [0, 1) for each hash, by a hash of it that no bucket of users goes by, (N,)."""
+    return np.asarray((mix(hashes + _SALT) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def user_ids(frame: pl.DataFrame, keys: Keys, fields: Sequence[Field]) -> Keys:

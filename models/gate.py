@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from models.evaluate import Evaluation, Floats, Ints, log_losses
+from models.evaluate import Evaluation, Floats, Ints
 from models.evidence import Evidence, EvidenceSummary, gather, is_above, is_below, summarise
 
 Decision = Literal["warmup", "promote", "hold", "reject", "rollback"]
@@ -146,26 +145,18 @@ def judge(evidence: Evidence, new: Comparison, latest: Evaluation, rules: GateRu
     return GateDecision("promote", reason, summary, evidence, guards)
 
 
-def compare(  # noqa: PLR0917  # the columns of one slide
-    latest: npt.NDArray[np.floating],
-    champion: npt.NDArray[np.floating],
-    clicks: Floats,
-    buckets: Ints,
-    slices: Ints,
-    evidence_clip: float,
+def compare(
+    difference: Floats, buckets: Ints, slices: Ints, evidence_clip: float, *, means: tuple[float, float]
 ) -> Comparison:
     """Return what one slide says.
 
     Args:
-        latest: Predicted probabilities of the newest model, (N,).
-        champion: The champion's, (N,).
-        clicks: 0 or 1, (N,).
+        difference: Loss of the newest model less the champion's, nats, (N,).
         buckets: Which bucket each row's user falls into, (N,).
         slices: Which of `SLICES` each row's item falls into, (N,).
         evidence_clip: Bound of one bucket's mean difference, nats.
+        means: Mean predictions of the newest model and of the champion.
     """
-    losses = [log_losses(p.astype(np.float64), clicks, PROBABILITY_MIN) for p in (latest, champion)]
-    difference = losses[0] - losses[1]
     return Comparison(
         pieces=_bucket_means(difference, buckets, evidence_clip),
         slices={
@@ -173,7 +164,7 @@ def compare(  # noqa: PLR0917  # the columns of one slide
             for index, name in enumerate(SLICES)
             if (slices == index).any()
         },
-        shift=float(latest.mean(dtype=np.float64) / champion.mean(dtype=np.float64)) if len(clicks) else None,
+        shift=means[0] / means[1] if len(difference) else None,
     )
 
 

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from features.encode import Keys, mix
@@ -80,6 +80,8 @@ def move_rows(
     keys: Keys,
     seed: int,
     prior: npt.NDArray[np.float32] | None = None,
+    *,
+    bound: float = EMBEDDING_BOUND,
 ) -> Tensors:
     """Return the tensors with their embedding rows put where a revised vocabulary wants them.
 
@@ -89,25 +91,26 @@ def move_rows(
         keys: The values that own rows 1 and up, (R - 1,).
         seed: Seed of fresh rows.
         prior: What the first number of a fresh row is, by value, (R - 1,); None: as small as the others.
+        bound: Fresh numbers are uniform in +- this.
     """
     rows, squares = tensors["embedding.rows"], tensors["embedding.squares"]
     kept = torch.from_numpy(source)
     fresh = kept < 0
     moved_rows, moved_squares = rows[kept.clamp(min=0)], squares[kept.clamp(min=0)]
     is_new = fresh.numpy()[1:]
-    moved_rows[fresh] = fresh_rows(keys[is_new], rows.shape[1], seed)
+    moved_rows[fresh] = fresh_rows(keys[is_new], rows.shape[1], seed, bound)
     if prior is not None:
         moved_rows[fresh, 0] = torch.from_numpy(prior[is_new])
     moved_squares[fresh] = 0.0
     return {**tensors, "embedding.rows": moved_rows, "embedding.squares": moved_squares}
 
 
-def fresh_rows(keys: Keys, dim: int, seed: int) -> Tensor:
+def fresh_rows(keys: Keys, dim: int, seed: int, bound: float = EMBEDDING_BOUND) -> Tensor:
     """Return the first embedding of values: small numbers that a hash of key, seed and column gives, (len(keys), D)."""
     columns = mix(np.arange(1, dim + 1, dtype=np.uint64) + mix(np.array([seed + 1], np.uint64)))
     bits = mix(keys[:, None] ^ columns) >> np.uint64(40)  # 24 bits: exact as float32
     unit = bits.astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)  # in [-1, 1)
-    return torch.from_numpy(unit * np.float32(EMBEDDING_BOUND))
+    return torch.from_numpy(unit * np.float32(bound))
 
 
 def train(
@@ -171,11 +174,11 @@ class Pass:
         self._learning_rate = learning_rate
         self._embedding_learning_rate = embedding_learning_rate
         self._network = network.train()
-        self._weights = _flatten(network)
+        self._weights = flatten_weights(network)
         self._average = self._weights.clone()
         self._state = {name: tensor.to(self._weights.device, copy=True) for name, tensor in tensors.items()}
         self._dtype = resolve_precision(precision, self._weights.device.type)
-        _resume_adam(self._state, self._weights)
+        resume_adam(self._state, self._weights)
         rows = self._state["embedding.rows"]
         self._rows_before = rows.clone() if float(self._state["adam.steps"]) else rows  # no pass was before the first
 
@@ -195,7 +198,7 @@ class Pass:
         owned = slice(int(touched.rows[0] == UNKNOWN_ROW), None)  # ascending, so that one would be the first
         adagrad_step(state, touched.rows[owned], touched.sums(of_now)[owned], self._embedding_learning_rate)
         gradient = torch.cat([gradient.flatten() for gradient in of_weights])
-        _adam_step(state, self._weights, gradient, self._learning_rate)
+        adam_step(state, self._weights, gradient, self._learning_rate)
         share = max(1.0 - 0.5 ** (len(inputs) / AVERAGE_ROWS), 1.0 / float(state["adam.steps"]))
         self._average.lerp_(self._weights, share)
 
@@ -246,7 +249,7 @@ class Touched:
         return functional.embedding_bag(self._source, gradient.flatten(0, 1), self._first, mode="sum")
 
 
-def _flatten(network: Network) -> Tensor:
+def flatten_weights(network: nn.Module) -> Tensor:
     """Return all weights of a network as one vector that they are from now on views of."""
     weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     parts = weights.split([parameter.numel() for parameter in network.parameters()])
@@ -255,7 +258,7 @@ def _flatten(network: Network) -> Tensor:
     return weights
 
 
-def _resume_adam(state: Tensors, weights: Tensor) -> None:
+def resume_adam(state: Tensors, weights: Tensor) -> None:
     """Put the weights back to where the last step left them, and begin what the first slide has not got yet."""
     state.setdefault("adam.mean", torch.zeros_like(weights))
     state.setdefault("adam.square", torch.zeros_like(weights))
@@ -263,7 +266,7 @@ def _resume_adam(state: Tensors, weights: Tensor) -> None:
     weights.copy_(state.setdefault("adam.weights", weights.clone()))
 
 
-def _adam_step(state: Tensors, weights: Tensor, gradient: Tensor, learning_rate: float) -> None:
+def adam_step(state: Tensors, weights: Tensor, gradient: Tensor, learning_rate: float) -> None:
     """Move the network's weights in place.
 
     Source: Kingma and Ba, arXiv:1412.6980, Algorithm 1. Not torch.optim's: making one loads torch's compiler, seconds

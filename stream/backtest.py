@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.settings import Settings
+from models.click_task import ClickTask
 from models.registry import Registry
 from models.train import use_threads
 from models.update import Learner, UpdateReport
@@ -48,7 +49,7 @@ class Backtest:
     def __post_init__(self) -> None:
         """Make the learner; nothing is read yet."""
         use_threads(self.settings.update.threads)
-        self.learner = Learner(new_plan(self.settings))
+        self.learner = Learner(ClickTask(new_plan(self.settings)))
         self.counts = Counts()
 
     def steps(self) -> Iterator[Step]:

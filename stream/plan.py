@@ -5,11 +5,15 @@ Owns the passing of settings as keyword arguments. Must not read files, topics o
 
 from __future__ import annotations
 
+import dataclasses
+
 from infra.settings import Settings, SettingsError
 from models.losses import Objective
 from models.networks.build import NETWORKS
+from models.plan import Plan
+from models.prerank.build import PRERANKERS
+from models.prerank.inputs import prerank_fields
 from models.strategies.ours import LEARNERS
-from models.update import Plan
 
 
 def check_plan(settings: Settings) -> None:
@@ -24,6 +28,38 @@ def check_plan(settings: Settings) -> None:
     ):
         if name not in known:
             raise SettingsError(f'{key} must be one of {", ".join(known)}, got "{name}"')
+
+
+INSTANT_S = 1e-6  # a pre-ranker sees counts as of its slide's start: none are kept beside them
+
+
+def new_prerank_plan(settings: Settings) -> Plan:
+    """Return everything that decides what the pre-ranker learns; slides, counts and the gate are the click model's.
+
+    Raises:
+        SettingsError: If `[prerank] network` is unknown.
+    """
+    own = settings.prerank
+    if own.network not in PRERANKERS:
+        raise SettingsError(f'[prerank] network must be one of {", ".join(PRERANKERS)}, got "{own.network}"')
+    return dataclasses.replace(
+        new_plan(settings),
+        fields=prerank_fields(settings.fields),
+        family=own.family,
+        network=own.network,
+        dim=own.dim,
+        hidden=own.hidden,
+        levels=(),
+        prior="frozen",
+        ways=(),
+        learning_rate=own.learning_rate,
+        embedding_learning_rate=own.embedding_learning_rate,
+        batch_rows=own.batch_rows,
+        rows_max=own.rows_max,
+        lookback_s=INSTANT_S,
+        learns="always",
+        is_gated=True,
+    )
 
 
 def new_plan(settings: Settings) -> Plan:

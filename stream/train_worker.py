@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 
 from infra.metrics import TrainMetrics
 from infra.settings import Settings, registry_url
+from models.click_task import ClickTask
 from models.registry import Registry
 from models.train import resolve_device, use_threads
 from models.update import Learner, UpdateReport
@@ -125,14 +126,14 @@ class TrainService(mode.Service):
         newest = self._newest = await newest_announcement(self._cluster, self._settings.model.family)
         self._commands = newest.commands if newest else 0
         if newest is None:
-            self._learner = Learner(plan)
+            self._learner = Learner(ClickTask(plan))
             self._window = Window(self._cluster.partitions, slides)
             return {}
         latest, manifest = self._registry.load(newest.latest, fields=self._settings.fields)
         champion, _ = self._registry.load(newest.champion, fields=self._settings.fields)
         former = self._registry.load(newest.former, fields=self._settings.fields)[0] if newest.former else None
         assert latest.slide is not None
-        self._learner = Learner.resume(plan, latest, champion, former)
+        self._learner = Learner.resume(ClickTask(plan), latest, champion, former)
         self._window = Window(self._cluster.partitions, slides, first_open=latest.slide + 1)
         log.info("train: resumes after slide %d from %s", latest.slide, newest.latest)
         return saved_positions(manifest)

@@ -7,7 +7,7 @@ import polars as pl
 
 from features.fields import Field
 from models.losses import Objective
-from models.update import Plan
+from models.plan import Plan
 
 FIELDS = (
     Field("user_id", "user"),

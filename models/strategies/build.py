@@ -9,10 +9,10 @@ import dataclasses
 import importlib
 from collections.abc import Callable
 
+from models.plan import Plan
 from models.strategies.ours import LEARNERS
 from models.strategies.restart import RESTARTS
 from models.strategies.strategy import Control, ControlStrategy, OwnStrategy, Strategy
-from models.update import Plan
 
 MakeControl = Callable[[Plan], Control]
 

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from models.update import Plan
+from models.plan import Plan
 
 
 def static(plan: Plan) -> Plan:

@@ -25,13 +25,15 @@ from features.posteriors import LEVEL_INPUTS, dense_width, shares
 from features.priors import Floats, Ints
 from features.vocabulary import Vocabulary, revise
 from models.batch import Inputs, Predictor, make_inputs
+from models.click_task import initial_snapshot
 from models.examples import Examples, read_examples
 from models.losses import Targets
+from models.plan import Plan
 from models.snapshot import Snapshot
 from models.strategies.ours import finetune
 from models.strategies.strategy import Probabilities
 from models.train import Tensors, move_rows, resolve_device, train
-from models.update import Plan, count_slide, initial_snapshot
+from models.update import count_slide
 from models.window import Slide, impression_ids
 
 

@@ -23,8 +23,10 @@ from features.encode import Keys
 from features.fields import COLUMN_PREFIX
 from features.posteriors import dense_inputs
 from features.priors import Floats, Ints
+from models.click_task import ClickTask, initial_snapshot, learn_strength
 from models.examples import Examples, LateRows, read_examples
-from models.update import Learner, Plan, count_slide, initial_snapshot, learn_strength, origin_s
+from models.plan import Plan
+from models.update import Learner, count_slide, origin_s
 from models.window import IMPRESSION, Slide
 
 Probabilities = npt.NDArray[np.floating]
@@ -103,7 +105,7 @@ class OwnStrategy:
 
     def __init__(self, plan: Plan) -> None:
         """Begin with nothing learnt."""
-        self._learner = Learner(plan)
+        self._learner = Learner(ClickTask(plan))
         self._serves = "champion" if plan.is_gated else "latest"
 
     def predict(self, slide: Slide) -> tuple[Probabilities, Examples]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from features.fields import Field
-from models.update import Plan
+from models.plan import Plan
 
 FACTORS = (0.3, 3.0)  # a rate is tried this much smaller and larger, and again from the best while that gains
 TIME_FACTORS = (0.25, 4.0)  # the same for half-lives

@@ -16,10 +16,10 @@ from features.fields import Field, History
 from features.priors import Floats
 from infra.settings import PriorSettings
 from models.evaluate import log_losses
+from models.plan import Plan
 from models.strategies.build import GATE_SUFFIX
 from models.strategies.ours import LEARNERS
 from models.strategies.tuning import CROSSES, HISTORIES, Choices, neighbours, settings_of, with_choices
-from models.update import Plan
 from stream.compare.steps import run_steps
 from stream.compare.store import SlideStore
 

@@ -21,9 +21,9 @@ import numpy.typing as npt
 import features
 import models
 from infra.settings import Settings
+from models.plan import Plan
 from models.strategies.tuning import Choices, with_choices
 from models.train import use_threads
-from models.update import Plan
 from stream.child import end_with_parent
 from stream.compare.choose import choose
 from stream.compare.steps import run_steps

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from features.priors import Floats
+from models.plan import Plan
 from models.strategies.build import build_strategy
 from models.strategies.strategy import Probabilities
-from models.update import Plan
 from stream.compare.store import SlideStore
 
 

@@ -24,9 +24,10 @@ import stream
 from features.encode import hash_strings
 from features.priors import CORRECTION
 from infra.settings import Settings
+from models.click_task import initial_snapshot
 from models.comparison import Scored
 from models.examples import read_examples, user_ids
-from models.update import count_slide, initial_snapshot
+from models.update import count_slide
 from models.window import IMPRESSION, Slide, impression_ids
 from stream.plan import new_plan
 

@@ -21,6 +21,7 @@ from features.priors import PriorTable
 from features.store import open_store
 from infra.broker import BrokerInfo
 from infra.settings import registry_url
+from models.click_task import ClickTask
 from models.registry import Registry
 from models.snapshot import Snapshot
 from models.update import Learner
@@ -177,7 +178,7 @@ async def append(deployment: Deployment, blocks: list[tuple[int, bytes]]) -> Non
 async def learn(deployment: Deployment, *, champion_s: float, latest_s: float) -> Snapshot:
     """Announce the snapshots of two moments as the trainer would, had it held since the first; return that one."""
     settings = deployment.settings
-    window, learner = Window(3, new_slides(settings)), Learner(new_plan(settings))
+    window, learner = Window(3, new_slides(settings)), Learner(ClickTask(new_plan(settings)))
     for partition in range(3):
         for record in await deployment.read("examples", partition):
             header, frame = decode_block(record.value or b"")

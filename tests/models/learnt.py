@@ -2,6 +2,7 @@
 
 from functools import cache
 
+from models.click_task import ClickTask
 from models.update import Learner, UpdateReport
 from models.window import Slide
 from tests.frames import WAIT_S, plan, world
@@ -19,5 +20,5 @@ def slide(index: int, n_rows: int = 1500) -> Slide:
 @cache
 def learnt(n_slides: int = 3) -> tuple[Learner, tuple[UpdateReport, ...]]:
     """A learner after some slides, with its reports. Do not let it learn more."""
-    learner = Learner(plan())
+    learner = Learner(ClickTask(plan()))
     return learner, tuple(learner.learn(slide(index)) for index in range(1, n_slides + 1))

@@ -5,7 +5,7 @@ import numpy as np
 from features.encode import encode
 from features.priors import lookup
 from models.batch import ROWS_MAX, Predictor, make_inputs, minibatches
-from models.update import initial_snapshot
+from models.click_task import initial_snapshot
 from tests.frames import FIELDS, plan, world
 from tests.models.learnt import learnt
 

@@ -7,8 +7,8 @@ import pytest
 from features.fields import Field
 from features.posteriors import LEVEL_INPUTS
 from models.batch import make_inputs
+from models.click_task import initial_snapshot
 from models.examples import read_examples
-from models.update import initial_snapshot
 from models.window import Slide
 from tests.frames import frame, plan
 from tests.models.learnt import learnt, slide

@@ -64,11 +64,9 @@ def test_the_rule_says_what_must_be_certain(mean: float, rules: GateRules, decis
 
 
 def test_a_piece_is_the_mean_difference_of_one_bucket_and_is_clipped() -> None:
-    latest, champion = np.array([0.5, 0.5, 0.9, 0.5]), np.array([0.6, 0.5, 0.1, 0.5])
-    found = compare(
-        latest, champion, np.array([1.0, 1.0, 0.0, 1.0]), np.array([2, 2, 0, 2]), np.array([0, 0, 2, 2]), 0.25
-    )
-    assert found.pieces[0] == 0.25  # -log(0.1) + log(0.9) is far more
+    difference = np.log([0.6, 0.5, 0.9, 0.5]) - np.log([0.5, 0.5, 0.1, 0.5])
+    found = compare(difference, np.array([2, 2, 0, 2]), np.array([0, 0, 2, 2]), 0.25, means=(2.4, 1.7))
+    assert found.pieces[0] == 0.25  # log(0.9) - log(0.1) is far more
     assert found.pieces[1] == pytest.approx((np.log(0.6) - np.log(0.5)) / 3)
     assert len(found.pieces) == 2  # no piece of bucket 1: nobody was there
     assert list(found.slices) == ["new", "common"]
@@ -79,7 +77,7 @@ def test_a_piece_is_the_mean_difference_of_one_bucket_and_is_clipped() -> None:
 
 def test_a_slide_without_rows_says_nothing() -> None:
     none = np.zeros(0)
-    found = compare(none, none, none, none.astype(np.int64), none.astype(np.int64), 0.25)
+    found = compare(none, none.astype(np.int64), none.astype(np.int64), 0.25, means=(0.0, 0.0))
     assert (len(found.pieces), dict(found.slices), found.shift) == (0, {}, None)
 
 

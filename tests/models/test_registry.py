@@ -17,9 +17,10 @@ from fsspec.implementations.local import LocalFileSystem
 from features.encode import encode
 from features.priors import lookup
 from models.batch import Predictor
+from models.click_task import ClickTask, initial_snapshot
 from models.registry import FORMAT, MANIFEST, TENSORS, Registry
 from models.snapshot import Snapshot, SnapshotError
-from models.update import Learner, initial_snapshot
+from models.update import Learner
 from tests.frames import FIELDS, plan, world
 from tests.models.learnt import learnt, slide
 
@@ -55,7 +56,10 @@ def test_a_saved_snapshot_scores_alike_bit_by_bit(tmp_path: Path) -> None:
 def test_a_learner_goes_on_from_the_disk_with_the_same_bits(tmp_path: Path) -> None:
     registry, learner = Registry(str(tmp_path)), learnt()[0]
     saved = [registry.load(registry.save(snapshot, {}))[0] for snapshot in (learner.latest, learner.champion)]
-    one, other = Learner.resume(plan(), *saved), Learner.resume(plan(), learner.latest, learner.champion)
+    one, other = (
+        Learner.resume(ClickTask(plan()), *saved),
+        Learner.resume(ClickTask(plan()), learner.latest, learner.champion),
+    )
     assert one.learn(slide(4)) == other.learn(slide(4))
 
 

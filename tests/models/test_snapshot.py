@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from features.priors import SettledRows
+from models.click_task import initial_snapshot
 from models.evidence import Evidence
 from models.shadow import Shadow
 from models.snapshot import from_arrays, schema_digest, to_arrays
-from models.update import initial_snapshot
 from tests.frames import FIELDS, plan
 from tests.models.learnt import learnt
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from features.encode import encode
 from features.priors import lookup
 from models.batch import Inputs, make_inputs
+from models.click_task import STRENGTH_LOSSES
 from models.losses import Objective, Targets
 from models.snapshot import Snapshot
 from models.train import Tensors, Touched, fresh_rows, move_rows, resolve_device, resolve_precision, train, use_threads
-from models.update import STRENGTH_LOSSES
 from tests.frames import FIELDS, world
 from tests.models.learnt import learnt
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from models.batch import Predictor
+from models.click_task import ClickTask, initial_snapshot
 from models.evaluate import evaluate
 from models.losses import Objective
 from models.snapshot import Snapshot, from_arrays, to_arrays
 from models.train import fresh_rows
-from models.update import Learner, UpdateReport, initial_snapshot
+from models.update import Learner, UpdateReport
 from models.window import Slide
 from tests.frames import WAIT_S, frame, plan
 from tests.models.learnt import SLIDE_S, learnt, slide
@@ -49,14 +50,14 @@ def test_the_network_finds_what_counts_of_single_values_cannot_say() -> None:
         return Slide(index, index * SLIDE_S, (index + 1) * SLIDE_S, frame(time_s=time_s, click=click, **ids))
 
     without_cross = plan().fields[:2]
-    learner = Learner(plan(fields=without_cross, hidden=(32, 16), dim=8, learning_rate=0.01))
+    learner = Learner(ClickTask(plan(fields=without_cross, hidden=(32, 16), dim=8, learning_rate=0.01)))
     reports = [learner.learn(rows(index)) for index in range(1, 16)]
     assert reports[-1].latest.auc is not None
     assert reports[-1].latest.auc > 0.75
 
 
 def test_learning_again_from_the_start_gives_the_same_bits() -> None:
-    learner = Learner(plan())
+    learner = Learner(ClickTask(plan()))
     again = tuple(learner.learn(slide(index)) for index in range(1, 4))
     assert again == learnt()[1]
 
@@ -64,17 +65,20 @@ def test_learning_again_from_the_start_gives_the_same_bits() -> None:
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_learner_resumed_from_its_snapshots_goes_on_with_the_same_bits(stop: int) -> None:
     changes = {"warmup_s": 2 * SLIDE_S, "clicks_min": 1}
-    whole, stopped = Learner(plan(**changes)), Learner(plan(**changes))
+    whole, stopped = (
+        Learner(ClickTask(plan(**changes))),
+        Learner(ClickTask(plan(**changes))),
+    )
     wanted = [whole.learn(slide(index)) for index in range(1, 5)]
     got = [stopped.learn(slide(index)) for index in range(1, stop + 1)]
-    resumed = Learner.resume(plan(**changes), copy(stopped.latest), copy(stopped.champion))
+    resumed = Learner.resume(ClickTask(plan(**changes)), copy(stopped.latest), copy(stopped.champion))
     got += [resumed.learn(slide(index)) for index in range(stop + 1, 5)]
     assert got == wanted
     assert resumed.latest.digest == whole.latest.digest
 
 
 def test_an_overloaded_learner_learns_some_rows_of_every_slide_and_counts_them_all() -> None:
-    some = Learner(plan(rows_max=300))
+    some = Learner(ClickTask(plan(rows_max=300)))
     reports = [some.learn(slide(index)) for index in range(1, 4)]
     every, wanted = learnt(3)
     assert [report.rows for report in reports] == [report.rows for report in wanted]
@@ -91,19 +95,19 @@ def test_an_overloaded_learner_learns_some_rows_of_every_slide_and_counts_them_a
 def test_the_order_in_which_a_slide_came_together_changes_nothing() -> None:
     rows = slide(1)
     moved = dataclasses.replace(rows, frame=rows.frame.with_columns(source_partition=pl.lit(3, pl.Int32)))
-    one, other = Learner(plan()), Learner(plan())
+    one, other = Learner(ClickTask(plan())), Learner(ClickTask(plan()))
     one.learn(rows)
     other.learn(moved)
     assert one.latest.digest == other.latest.digest
 
 
 def test_a_slide_is_scored_before_it_is_learnt() -> None:
-    learner = Learner(plan())
+    learner = Learner(ClickTask(plan()))
     rows = slide(1)
     report = learner.learn(rows)
     flipped = dataclasses.replace(rows, frame=rows.frame.with_columns(click=(1 - pl.col("click")).cast(pl.Int8)))
     before = learner.scores["latest"]
-    other = Learner(plan())
+    other = Learner(ClickTask(plan()))
     other.learn(flipped)
     settled = rows.frame["settled_s"].to_numpy()
     unaware = rows.frame["time_s"].to_numpy() < settled[0]  # shown before any label was known
@@ -113,7 +117,7 @@ def test_a_slide_is_scored_before_it_is_learnt() -> None:
 
 
 def test_during_the_warm_up_every_model_is_promoted_and_then_evidence_decides() -> None:
-    learner = Learner(plan(warmup_s=2 * SLIDE_S, buckets=64))
+    learner = Learner(ClickTask(plan(warmup_s=2 * SLIDE_S, buckets=64)))
     reports = [learner.learn(slide(index, n_rows=400)) for index in range(1, 17)]
     decisions = [report.decision for report in reports]
     assert decisions[:2] == ["warmup", "warmup"]
@@ -129,7 +133,7 @@ def test_during_the_warm_up_every_model_is_promoted_and_then_evidence_decides() 
 
 
 def test_slides_learnt_since_the_champion_are_remembered() -> None:
-    learner = Learner(plan(clicks_min=10**6))  # never enough evidence
+    learner = Learner(ClickTask(plan(clicks_min=10**6)))  # never enough evidence
     for index in range(1, 4):
         learner.learn(slide(index))
     assert learner.latest.learnt == (1, 2, 3)
@@ -137,7 +141,9 @@ def test_slides_learnt_since_the_champion_are_remembered() -> None:
 
 
 def test_a_harmful_lineage_is_rejected_and_starts_again_from_the_champion() -> None:
-    learner = Learner(plan(warmup_s=2 * SLIDE_S, buckets=64, learning_rate=1e-5))  # it must not heal too soon
+    learner = Learner(
+        ClickTask(plan(warmup_s=2 * SLIDE_S, buckets=64, learning_rate=1e-5))
+    )  # it must not heal too soon
     for index in range(1, 4):
         learner.learn(slide(index))
     broken = {"network.direct.weight": learner.latest.tensors["network.direct.weight"] * 0.0 - 2.0}
@@ -162,7 +168,7 @@ def test_a_harmful_lineage_is_rejected_and_starts_again_from_the_champion() -> N
 
 def promoted() -> Learner:
     """A learner whose first promotion is watched."""
-    learner = Learner(plan(warmup_s=2 * SLIDE_S))
+    learner = Learner(ClickTask(plan(warmup_s=2 * SLIDE_S)))
     for index in range(1, 30):
         if learner.learn(slide(index, n_rows=400)).decision == "promote":
             return learner
@@ -202,11 +208,11 @@ def test_a_learner_that_watches_goes_on_with_the_same_bits() -> None:
     assert resumed.learn(slide(31)) == learner.learn(slide(31))
     assert resumed.latest.digest == learner.latest.digest
     with pytest.raises(ValueError, match=r"must be resumed with the former champion ctr-.*, got none; restore it"):
-        Learner.resume(plan(warmup_s=2 * SLIDE_S), learner.latest, learner.champion)
+        Learner.resume(ClickTask(plan(warmup_s=2 * SLIDE_S)), learner.latest, learner.champion)
 
 
 def test_the_newest_model_promoted_by_a_person_is_watched() -> None:
-    learner = Learner(plan(clicks_min=10**6))
+    learner = Learner(ClickTask(plan(clicks_min=10**6)))
     for index in range(1, 3):
         learner.learn(slide(index, n_rows=200))
     served, newest = learner.champion, learner.latest
@@ -222,7 +228,7 @@ def test_the_newest_model_promoted_by_a_person_is_watched() -> None:
 
 
 def test_an_older_model_promoted_by_a_person_serves_while_learning_goes_on() -> None:
-    learner = Learner(plan(clicks_min=10**6))
+    learner = Learner(ClickTask(plan(clicks_min=10**6)))
     older, *_ = [learner.learn(slide(index, n_rows=200)) and learner.latest for index in range(1, 4)]
     tensors = learner.latest.tensors
     learner.promote(older)
@@ -233,7 +239,7 @@ def test_an_older_model_promoted_by_a_person_serves_while_learning_goes_on() -> 
 
 
 def test_a_rollback_by_a_person_learns_on_from_what_serves_and_keeps_the_counts() -> None:
-    learner = Learner(plan(warmup_s=3 * SLIDE_S))
+    learner = Learner(ClickTask(plan(warmup_s=3 * SLIDE_S)))
     older, *_ = [learner.learn(slide(index, n_rows=200)) and learner.latest for index in range(1, 4)]
     counts = learner.latest.priors.root_n
     learner.roll_back(older)
@@ -246,7 +252,7 @@ def test_a_rollback_by_a_person_learns_on_from_what_serves_and_keeps_the_counts(
 
 
 def test_a_static_model_learns_the_warm_up_alone_while_counts_go_on() -> None:
-    learner = Learner(plan(learns="warmup", warmup_s=2 * SLIDE_S))
+    learner = Learner(ClickTask(plan(learns="warmup", warmup_s=2 * SLIDE_S)))
     for index in range(1, 3):
         learner.learn(slide(index))
     warm = learner.latest
@@ -258,7 +264,7 @@ def test_a_static_model_learns_the_warm_up_alone_while_counts_go_on() -> None:
 
 
 def test_what_is_new_in_a_slide_learns_from_it() -> None:
-    learner = Learner(plan())
+    learner = Learner(ClickTask(plan()))
     learner.learn(slide(1))
     latest = learner.latest
     fresh = fresh_rows(latest.vocabulary.keys, latest.dim, plan().seed)
@@ -267,7 +273,7 @@ def test_what_is_new_in_a_slide_learns_from_it() -> None:
 
 
 def test_values_are_forgotten_with_their_evidence() -> None:
-    learner = Learner(plan(half_lives_s=(600.0, 2000.0)))
+    learner = Learner(ClickTask(plan(half_lives_s=(600.0, 2000.0))))
     learner.learn(slide(1))
     known = len(learner.latest.vocabulary)
     gone = Slide(9, 9 * SLIDE_S, 9 * SLIDE_S + 100.0, frame(time_s=[9 * SLIDE_S] * 5, request_id=list("abcde")))
@@ -277,7 +283,7 @@ def test_values_are_forgotten_with_their_evidence() -> None:
 
 
 def test_counts_are_forgotten_with_their_evidence() -> None:
-    learner = Learner(plan(half_lives_s=(600.0, 2000.0), evidence_min=0.2))
+    learner = Learner(ClickTask(plan(half_lives_s=(600.0, 2000.0), evidence_min=0.2)))
     learner.learn(slide(1))
     counted = len(learner.latest.priors.keys)
     learner.learn(Slide(9, 9 * SLIDE_S, 9 * SLIDE_S + 100.0, frame(time_s=[9 * SLIDE_S])))
@@ -285,7 +291,7 @@ def test_counts_are_forgotten_with_their_evidence() -> None:
 
 
 def test_values_and_counts_stay_within_their_limits() -> None:
-    learner = Learner(plan(values_max=20, counts_max=30))
+    learner = Learner(ClickTask(plan(values_max=20, counts_max=30)))
     for index in range(1, 5):
         report = learner.learn(slide(index))
         assert report.values <= 20
@@ -294,7 +300,10 @@ def test_values_and_counts_stay_within_their_limits() -> None:
 
 
 def test_a_report_says_what_each_limit_took() -> None:
-    free, limited = Learner(plan()), Learner(plan(values_max=20, counts_max=300))
+    free, limited = (
+        Learner(ClickTask(plan())),
+        Learner(ClickTask(plan(values_max=20, counts_max=300))),
+    )
     for index in (1, 2):
         wanted, report = free.learn(slide(index)), limited.learn(slide(index))
         assert (wanted.counts_evicted, wanted.rows_evicted) == (0, 0)
@@ -306,12 +315,12 @@ def test_a_report_says_what_each_limit_took() -> None:
 
 
 def test_a_slide_that_is_counted_alone_takes_no_row() -> None:
-    report = Learner(plan(learns="warmup", counts_max=30)).learn(slide(1))
+    report = Learner(ClickTask(plan(learns="warmup", counts_max=30))).learn(slide(1))
     assert report.counts_evicted > report.rows_evicted == 0
 
 
 def test_what_time_alone_takes_is_not_said_to_be_a_limits() -> None:
-    learner = Learner(plan(half_lives_s=(600.0, 2000.0), evidence_min=0.2))
+    learner = Learner(ClickTask(plan(half_lives_s=(600.0, 2000.0), evidence_min=0.2)))
     before = learner.learn(slide(1))
     report = learner.learn(Slide(9, 9 * SLIDE_S, 9 * SLIDE_S + 100.0, frame(time_s=[9 * SLIDE_S])))
     assert report.counted < before.counted
@@ -320,7 +329,7 @@ def test_what_time_alone_takes_is_not_said_to_be_a_limits() -> None:
 
 @pytest.mark.parametrize("click", [0, 1])
 def test_a_slide_of_one_class_is_learnt_without_a_decision(click: int) -> None:
-    learner = Learner(plan())
+    learner = Learner(ClickTask(plan()))
     rows = slide(1)
     for index in (1, 2):
         same = rows.frame.with_columns(
@@ -336,7 +345,7 @@ def test_a_slide_of_one_class_is_learnt_without_a_decision(click: int) -> None:
 
 
 def test_an_empty_slide_and_a_slide_of_one_row_are_no_error() -> None:
-    learner = Learner(plan())
+    learner = Learner(ClickTask(plan()))
     empty = learner.learn(Slide(0, 0.0, SLIDE_S, frame(time_s=[])))
     assert (empty.rows, empty.latest.logloss, empty.decision) == (0, None, "hold")
     one = learner.learn(Slide(1, SLIDE_S, 2 * SLIDE_S, frame(time_s=[SLIDE_S + 5.0], click=[1])))
@@ -356,13 +365,13 @@ def test_odd_numbers_and_missing_values_are_learnt_like_any_other() -> None:
         pl.lit(None, pl.String).alias("field.user_id"),
         pl.lit(None, pl.List(pl.String)).alias("field.tags"),
     )
-    learner = Learner(plan())
+    learner = Learner(ClickTask(plan()))
     learner.learn(Slide(1, SLIDE_S, 2 * SLIDE_S, rows))
     assert all(np.isfinite(array).all() for array in to_arrays(learner.latest).values())
 
 
 def test_a_slide_of_values_that_nobody_has_seen_is_scored_near_the_overall_rate() -> None:
-    learner = Learner.resume(plan(), learnt()[0].latest, learnt()[0].champion)
+    learner = Learner.resume(ClickTask(plan()), learnt()[0].latest, learnt()[0].champion)
     rows = slide(4)
     new = rows.frame.with_columns(
         (pl.col(f"field.{name}") + "-new").alias(f"field.{name}") for name in ("user_id", "ad_id")
@@ -385,7 +394,7 @@ def test_a_slide_of_values_that_nobody_has_seen_is_scored_near_the_overall_rate(
 def test_snapshots_of_another_plan_are_refused_by_name(changes: dict[str, object]) -> None:
     learner = learnt()[0]
     with pytest.raises(ValueError, match=f"snapshot {learner.latest.version} must have .*{next(iter(changes))}"):
-        Learner.resume(plan(**changes), learner.latest, learner.champion)
+        Learner.resume(ClickTask(plan(**changes)), learner.latest, learner.champion)
 
 
 def test_a_plan_without_a_look_back_is_refused() -> None:
@@ -402,7 +411,7 @@ def corrections_of(rows: Slide) -> Slide:
 
 
 def test_late_corrections_move_the_counts_and_are_not_scored() -> None:
-    learner = Learner(plan())
+    learner = Learner(ClickTask(plan()))
     report = learner.learn(corrections_of(slide(1)))
     assert (report.rows, report.corrected, report.stale_rows) == (1500, 100, 0)
     assert report.clicks == report.latest.clicks == int(slide(1).frame["click"].sum())
@@ -414,7 +423,7 @@ def test_late_corrections_move_the_counts_and_are_not_scored() -> None:
 
 
 def test_a_slide_of_corrections_alone_is_learnt_as_clicks() -> None:
-    learner = Learner(plan())
+    learner = Learner(ClickTask(plan()))
     learner.learn(slide(1))
     before = learner.latest
     late = corrections_of(slide(2))
@@ -422,7 +431,7 @@ def test_a_slide_of_corrections_alone_is_learnt_as_clicks() -> None:
     assert (report.rows, report.clicks, report.corrected) == (0, 0, 100)
     assert learner.latest.priors.root_c[1] > before.priors.root_c[1]
     one, other = (dataclasses.replace(s, base=before.base, recent=before.recent) for s in (before, learner.latest))
-    examples = Learner.resume(plan(), one, one).score(slide(2))
+    examples = Learner.resume(ClickTask(plan()), one, one).score(slide(2))
     scores = [Predictor(s)(examples.keys, examples.counts).mean() for s in (one, other)]
     assert scores[1] > scores[0]
 
@@ -431,7 +440,7 @@ def test_a_slide_of_corrections_alone_is_learnt_as_clicks() -> None:
 @pytest.mark.parametrize(("corrects", "low", "high"), [(True, 0.97, 1.03), (False, 0.0, 0.75)])
 def test_corrections_bring_predictions_to_the_final_click_rate(corrects: bool, low: float, high: float) -> None:
     """A third of the clicks come late: without corrections a third of the rate is missing."""
-    learner = Learner(plan())
+    learner = Learner(ClickTask(plan()))
     rng = np.random.default_rng(5)
     predicted, clicked, waiting = [], [], slide(1).frame.clear()
     for index in range(1, 13):
@@ -460,7 +469,7 @@ def test_corrections_bring_predictions_to_the_final_click_rate(corrects: bool, l
 def test_with_its_guards_confidence_ranking_keeps_the_level_over_a_hundred_slides(confidence: str) -> None:
     """Without them it collapses: tests/models/test_losses.py."""
     objective = Objective(confidence=confidence)  # type: ignore[arg-type]
-    learner = Learner(plan(objective=objective, is_gated=False))
+    learner = Learner(ClickTask(plan(objective=objective, is_gated=False)))
     predicted, clicked = [], []
     for index in range(1, 101):
         examples = learner.score(rows := slide(index, n_rows=400))
@@ -471,7 +480,7 @@ def test_with_its_guards_confidence_ranking_keeps_the_level_over_a_hundred_slide
     assert 0.95 < late[0].mean() / late[1].mean() < 1.05
     assert late[0].min() > 1e-3
     assert late[0].max() < 1.0 - 1e-3
-    plain = Learner(plan(is_gated=False))
+    plain = Learner(ClickTask(plan(is_gated=False)))
     for index in range(1, 101):
         report = plain.learn(slide(index, n_rows=400))
     found = evaluate(predicted[-1], clicked[-1])

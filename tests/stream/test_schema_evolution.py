@@ -12,6 +12,7 @@ import pytest
 
 from features.encode import encode, field_key
 from features.fields import Field
+from models.click_task import ClickTask
 from models.registry import Registry
 from models.snapshot import SnapshotError
 from models.update import Learner
@@ -267,7 +268,7 @@ def test_a_category_that_becomes_a_list_keeps_its_key() -> None:
 
 
 def test_a_snapshot_of_other_fields_is_refused_in_words(tmp_path: Path) -> None:
-    snapshot = Learner(plan(fields=OLD)).latest
+    snapshot = Learner(ClickTask(plan(fields=OLD))).latest
     registry = Registry(str(tmp_path))
     registry.save(snapshot, {})
     assert registry.load(snapshot.version, fields=OLD)[0].digest == snapshot.digest

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from infra.settings import Settings, parse_settings
+from models.click_task import ClickTask
 from models.update import Learner
 from stream.plan import new_plan
 from stream.roles import Cluster
@@ -36,7 +37,11 @@ def learn(settings: Settings, n_slides: int) -> CollectorRegistry:
     """Return the metrics of a trainer that learnt some slides."""
     registry = CollectorRegistry()
     service = TrainService(settings, NO_CLUSTER, group="test", registry=registry)
-    service._learner, service._newest, service._commands = Learner(new_plan(settings)), None, 0
+    service._learner, service._newest, service._commands = (
+        Learner(ClickTask(new_plan(settings))),
+        None,
+        0,
+    )
     for index in range(1, n_slides + 1):
         service._learn_and_save(slide(index), {}, [])
     return registry

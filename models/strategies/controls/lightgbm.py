@@ -20,9 +20,9 @@ import numpy.typing as npt
 from features.encode import Keys
 from features.fields import Field, field_slots
 from features.priors import Floats
+from models.plan import Plan
 from models.strategies.controls.numbers import log_numbers
 from models.strategies.strategy import Probabilities, Rows
-from models.update import Plan
 from models.window import impression_ids
 
 ROUNDS = 150  # of 50, 100, 150 and 200 the best for MovieLens-1M and KuaiRand together, trained on half of each

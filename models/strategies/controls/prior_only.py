@@ -10,8 +10,8 @@ import torch
 from features.priors import Floats
 from models.batch import minibatches
 from models.networks.logistic import base_logits, initial_base, newton_step
+from models.plan import Plan
 from models.strategies.strategy import Probabilities, Rows
-from models.update import Plan
 
 
 class PriorOnly:

@@ -17,11 +17,11 @@ from river.optim import AdaGrad
 
 from features.fields import Field
 from features.priors import Floats
+from models.plan import Plan
 from models.strategies.controls.best_rate import BestRate
 from models.strategies.controls.late import late_click_weight
 from models.strategies.controls.numbers import log_numbers
 from models.strategies.strategy import Probabilities, Rows
-from models.update import Plan
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of AdaGrad, which was better than plain descent on KuaiRand (log loss .603, .613)
 HASH = np.uint64(2**22)  # indicators: bounds the weights, as many as the control `vw` has

@@ -19,11 +19,11 @@ from vowpalwabbit import Workspace
 
 from features.fields import Field, field_slots
 from features.priors import Floats
+from models.plan import Plan
 from models.strategies.controls.best_rate import BestRate
 from models.strategies.controls.late import late_click_weight
 from models.strategies.controls.numbers import log_numbers, number_fields
 from models.strategies.strategy import Probabilities, Rows
-from models.update import Plan
 
 RATES = (0.05, 0.1, 0.25, 0.5, 1.0)  # around VW's own 0.5
 BITS = 22  # of the hash: four million weights, 64 MB a copy; chosen by hand

@@ -13,11 +13,11 @@ import pytest
 
 from features.live_priors import CountUpdate
 from features.priors import PriorTable
+from models.click_task import initial_snapshot
 from models.registry import Registry
 from models.serving.rank import Scorer, candidate_frame
 from models.serving.schema import Ad
 from models.snapshot import Snapshot, SnapshotError
-from models.update import initial_snapshot
 from tests.models.serving.service import BODY, NOW_S, Service
 from tests.models.serving.test_rank import counted, published, update_from
 from tests.models.serving.trained import FIELDS, PLAN, slide, two_snapshots

@@ -9,9 +9,11 @@ import numpy as np
 import polars as pl
 
 from features.fields import Field
+from models.click_task import ClickTask
 from models.losses import Objective
+from models.plan import Plan
 from models.snapshot import Snapshot
-from models.update import Learner, Plan
+from models.update import Learner
 from models.window import Slide
 
 SLIDE_S = 1000.0
@@ -96,7 +98,7 @@ def slide(index: int, n_rows: int = 400) -> Slide:
 @functools.cache
 def two_snapshots() -> tuple[Snapshot, Snapshot]:
     """Return the newest snapshot after one slide and after two."""
-    learner = Learner(PLAN)
+    learner = Learner(ClickTask(PLAN))
     learner.learn(slide(1))
     first = learner.latest
     learner.learn(slide(2))

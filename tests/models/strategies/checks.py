@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from models.evaluate import evaluate
+from models.plan import Plan
 from models.strategies.build import build_strategy
 from models.strategies.strategy import Probabilities
-from models.update import Plan
 from models.window import Slide
 from tests.frames import WAIT_S, plan, world
 from tests.models.learnt import SLIDE_S

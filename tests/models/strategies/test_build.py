@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from features.priors import Floats
+from models.click_task import ClickTask
+from models.plan import Plan
 from models.strategies.build import CONTROLS, build_strategy
 from models.strategies.ours import ddp_fp_frozen, finetune
 from models.strategies.strategy import Probabilities, Rows
-from models.update import Learner, Plan
+from models.update import Learner
 from tests.frames import plan
 from tests.models.learnt import slide
 
@@ -58,7 +60,7 @@ def test_controls_are_told_of_the_warm_up_as_the_gate_counts_it() -> None:
     slides = [slide(index, 50) for index in (1, 2, 3, 4)]
     warmup_s = slides[1].end_s - float(slides[0].frame["settled_s"][0])
     strategy = build_strategy("somewhere.own:rate", plan(warmup_s=warmup_s))
-    learner = Learner(plan(warmup_s=warmup_s))
+    learner = Learner(ClickTask(plan(warmup_s=warmup_s)))
     decisions = []
     for one in slides:
         strategy.predict(one)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 
+from models.plan import Plan
 from models.strategies.build import build_strategy
 from models.strategies.restart import Restart, last_window, retrain
 from models.strategies.strategy import Probabilities, Strategy
-from models.update import Plan
 from models.window import Slide
 from tests.frames import plan
 from tests.models.learnt import SLIDE_S
