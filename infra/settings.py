@@ -59,6 +59,7 @@ class LogSettings(_Section, frozen=True):
         click_time: Column with the event time of the click, empty or null where there was none.
         request: Columns that together make one request; none: each row is its own.
         position: Column with the place in the list; none: the order of the rows within their request.
+        propensity: Column with the probability, in (0, 1], with which the ad was put there; none: 1.
         histories: Fields that the log does not hold but implies.
     """
 
@@ -71,6 +72,7 @@ class LogSettings(_Section, frozen=True):
     click_delay_s: ClickDelay = ClickDelay()
     request: tuple[str, ...] = ()
     position: str = ""
+    propensity: str = ""
     joins: tuple[Join, ...] = ()
     histories: tuple[History, ...] = ()
     separator: str = ","

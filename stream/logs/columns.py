@@ -1,7 +1,7 @@
 """From a raw column to the type that its role asks for, one chunk at a time.
 
-Owns how time, label, click time, position and field values are understood, and the closed list of rules by which a row
-cannot be used. Must not know files, joins or where a chunk came from.
+Owns how time, label, click time, position, propensity and field values are understood, and the closed list of rules by
+which a row cannot be used. Must not know files, joins or where a chunk came from.
 
 Invariants: no value raises: what cannot be understood becomes null, and a row that needed it gets the name of a rule;
 the result depends on the chunk's values alone, so a column may have another type in the next chunk.
@@ -10,6 +10,7 @@ the result depends on the chunk's values alone, so a column may have another typ
 |---|---|---|
 | time | seconds, f64 | numbers in `time_unit`, date-times of Parquet, ISO 8601 text (without an offset: UTC) |
 | label | 0 or 1, i8 | 0/1, true/false, or any number when `label_at_least` is given |
+| propensity | probability, f64 | numbers above 0 and not above 1 |
 | category | text | text; whole numbers without `.0`, so 1, 1.0 and "1.0" are one value; empty is missing |
 | categories | list of text | a list; text is split at each of `|` `,` `;` and white space |
 | number | f64 | numbers, text that is a number; NaN and infinity are missing |
@@ -46,13 +47,15 @@ def normalise(
     label_at_least: float | None,
     click_time: str,
     position: str,
+    propensity: str,
 ) -> pl.DataFrame:
-    """Return `rule` (null: the row can be used), `time_s`, `click`, `click_time_s`, `position`, `ad_id` and the fields.
+    """Return the columns of `read_rows`, and `rule`: null where a row can be used; a position not given is null, too.
 
     Args:
         raw: A chunk of the log with its joins.
         label: Not looked at when `click_time` names a column: then a click is a row that has one.
         position: Empty: `position` stays null.
+        propensity: Empty: each row was certain to be shown, 1.
     """
     time_s = seconds(raw[time], time_unit)
     columns = {"time_s": time_s} | {field.column: field_values(raw[field.name], field) for field in raw_fields(fields)}
@@ -65,6 +68,7 @@ def normalise(
         columns["click"] = clicks(raw[label], label_at_least)
         columns["clicked"] = columns["click"]
     columns["place"] = numbers(raw[position]) if position else pl.Series([0.0] * raw.height, dtype=pl.Float64)
+    columns["propensity"] = numbers(raw[propensity]) if propensity else pl.Series([1.0] * raw.height, dtype=pl.Float64)
     item = id_field(fields, "item")
     assert item is not None, "check_fields asks for an item id"
     frame = pl.DataFrame([series.alias(name) for name, series in columns.items()])
@@ -74,6 +78,7 @@ def normalise(
         pl.col("click").cast(pl.Int8),
         "click_time_s",
         (pl.col("place") if position else pl.lit(None)).cast(pl.Int32, strict=False).alias("position"),
+        "propensity",
         "ad_id",
         *(field.column for field in raw_fields(fields)),
     )
@@ -96,6 +101,8 @@ def _rule(ad_id: str) -> pl.Expr:
         .then(pl.lit("bad_ad_id"))
         .when(place.is_null() | (place != place.floor()) | ~place.is_between(0, POSITION_MAX))
         .then(pl.lit("bad_position"))
+        .when(pl.col("propensity").is_null() | ~pl.col("propensity").is_between(0.0, 1.0, closed="right"))
+        .then(pl.lit("bad_propensity"))
         .otherwise(None)
         .alias("rule")
     )

@@ -121,7 +121,7 @@ def read_rows(
     limit: int | None = None,
     rows_max: int = ROWS_MAX,
 ) -> Iterator[pl.DataFrame]:
-    """Yield the usable rows: time_s, click, click_time_s, request_id, position, ad_id and a column per raw field.
+    """Yield the usable rows: time_s, click, click_time_s, request_id, position, propensity, ad_id, raw fields.
 
     A click whose time the log does not hold has one that is drawn.
 
@@ -179,7 +179,8 @@ def _usable_rows(
 
 def _needed(log: LogSettings, fields: Sequence[Field]) -> tuple[str, ...]:
     label = log.click_time or log.label
-    names = [log.time, label, *log.request, *([log.position] if log.position else []), *(join.on for join in log.joins)]
+    optional = [name for name in (log.position, log.propensity) if name]
+    names = [log.time, label, *log.request, *optional, *(join.on for join in log.joins)]
     return tuple(dict.fromkeys([*names, *(field.name for field in fields)]))
 
 
@@ -294,6 +295,7 @@ def _normal_rows(
         label_at_least=log.label_at_least,
         click_time=log.click_time,
         position=log.position,
+        propensity=log.propensity,
     )
     for name, count in unreadable(raw, frame, fields).items():
         _add(counts.unreadable, name, count)

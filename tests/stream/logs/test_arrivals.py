@@ -36,6 +36,7 @@ def rows(*given: tuple[float, str, int, int] | tuple[float, str, int, int, float
             "time_s": [float(one[0]) for one in given],
             "request_id": [one[1] for one in given],
             "position": pl.Series([one[2] for one in given], dtype=pl.Int32),
+            "propensity": [1.0] * len(given),
             "ad_id": [f"ad{one[2]}" for one in given],
             "click": pl.Series([one[3] for one in given], dtype=pl.Int8),
             "click_time_s": pl.Series([one[4] if len(one) > 4 else None for one in given], dtype=pl.Float64),

@@ -41,7 +41,7 @@ def rows(**changed: list[Any]) -> pl.DataFrame:
 
 def normal(raw: pl.DataFrame, **changed: Any) -> pl.DataFrame:
     settings: dict[str, Any] = {"time": "t", "time_unit": "s", "label": "y", "label_at_least": None}
-    return normalise(raw, FIELDS, **(settings | {"click_time": "", "position": ""} | changed))
+    return normalise(raw, FIELDS, **(settings | {"click_time": "", "position": "", "propensity": ""} | changed))
 
 
 @pytest.mark.parametrize(

@@ -129,5 +129,5 @@ def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path, index: P
 
 
 def test_an_unknown_log_comes_with_those_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='a public log must be one of movielens-1m, got "netflix"'):
+    with pytest.raises(ValueError, match='a public log must be one of movielens-1m, open-bandit, got "netflix"'):
         fetch("netflix", tmp_path, lambda _: None)
