@@ -60,6 +60,8 @@ class LogSettings(_Section, frozen=True):
         request: Columns that together make one request; none: each row is its own.
         position: Column with the place in the list; none: the order of the rows within their request.
         propensity: Column with the probability, in (0, 1], with which the ad was put there; none: 1.
+        bid_micros: Column, of the file joined on the ad's id, with what a click is worth, in millionths; none: all ads
+            bid the same.
         histories: Fields that the log does not hold but implies.
     """
 
@@ -74,6 +76,7 @@ class LogSettings(_Section, frozen=True):
     position: str = ""
     propensity: str = ""
     joins: tuple[Join, ...] = ()
+    bid_micros: str = ""
     histories: tuple[History, ...] = ()
     separator: str = ","
 
@@ -620,13 +623,13 @@ def _check_store(settings: Settings) -> None:
 
 def _check_sources(settings: Settings) -> None:
     if settings.log is not None:
-        _check_log(settings.log)
+        _check_log(settings.log, settings.fields)
         _check_histories(settings.log, settings.fields)
     if settings.bridge is not None:
         _check_bridge(settings.bridge, settings)
 
 
-def _check_log(log: LogSettings) -> None:
+def _check_log(log: LogSettings, fields: tuple[Field, ...]) -> None:
     if not log.files:
         _impossible("[log] files", "name at least one file", [])
     label = ("click_time", log.click_time) if log.click_time else ("label", log.label)
@@ -638,6 +641,10 @@ def _check_log(log: LogSettings) -> None:
             raise SettingsError(f"[log] {key} must not hold an empty name; write the file's or column's name")
     if log.label_at_least is not None and not math.isfinite(log.label_at_least):
         _impossible("[log] label_at_least", "be a finite number", log.label_at_least)
+    item = id_field(fields, "item")
+    if log.bid_micros and item and item.name not in [join.on for join in log.joins]:
+        rule = f'be empty unless one of the joins is on = "{item.name}", the ad\'s id'
+        _impossible("[log] bid_micros", rule, f'"{log.bid_micros}"')
     if len(log.separator.encode()) != 1:
         raise SettingsError(f'[log] separator must be one ASCII character, got "{log.separator}"')
 

@@ -6,8 +6,8 @@ estimators (models/ope/estimates.py) or learn otherwise than a backtest does.
 A slide is judged by what would have served it: the champion as of the slide's start, with the counts that it has then.
 After that it is learnt. So no row is judged by a model that knows its label.
 
-Invariants: candidates of a row are the items of the table that the log joins on the item's id, or, without one, the
-items that the log has shown up to the end of the row's slide; what was shown but is none of them would never have been
+Invariants: candidates of a row are the ads of the file that the log joins on the ad's id, or, without one, the ads
+that the log has shown up to the end of the row's slide; what was shown but is none of them would never have been
 chosen, and is counted; the same log, settings and seed give the same figures.
 
 Shape legend: `N` rows of a slide, `K` candidates.
@@ -30,16 +30,15 @@ from features.fields import Field, id_field
 from features.priors import CORRECTION, Floats
 from infra.settings import LogSettings, Settings, SettingsError
 from models.batch import Predictor
-from models.ope.candidates import item_fields, item_posteriors, places, score_pairs
+from models.ope.candidates import ad_fields, ad_posteriors, places, score_pairs
 from models.ope.estimates import Logged, Weights, dr, ips, logged_rate, snips, weigh
 from models.ope.policies import epsilon_greedy, thompson, uniform
 from models.snapshot import Snapshot
 from models.update import Learner
 from models.window import Slide, fit_columns
 from stream.backtest import Backtest
-from stream.logs.columns import field_values
-from stream.logs.files import read_chunks
-from stream.logs.reader import RowCounts, check_log
+from stream.logs.ads import read_ads
+from stream.logs.reader import RowCounts
 from stream.logs.source import read_arrivals, read_frames
 from stream.plan import new_plan
 
@@ -161,7 +160,7 @@ def run_ope(
         LogError: If the log cannot be read or used.
     """
     log = check_question(settings, question)
-    table = read_items(settings, log, bases)
+    table = joined_ads(settings, log, bases)
     n_rows = sum(frame.height for frame in read_frames(settings, bases, RowCounts(), limit=limit))
     slides = Backtest(settings, read_arrivals(settings, bases, rows, limit=limit)).slides()
     found = judge_policies(settings, table, slides, question, n_rows=n_rows, on_slide=on_slide)
@@ -181,7 +180,7 @@ def judge_policies(
 
     Args:
         settings: Of the deployment.
-        table: Items that may be chosen, of `read_items`; None: those that the log has shown.
+        table: Ads that may be chosen, of `joined_ads`; None: those that the log has shown.
         slides: Of the log, as a backtest cuts them.
         question: What is asked.
         n_rows: Of the log.
@@ -191,73 +190,68 @@ def judge_policies(
         SettingsError: If nothing is left to judge, or there are too many candidates.
     """
     learner, rng = Learner(new_plan(settings)), np.random.default_rng(question.seed)
-    items, n_learnt, judged = table, 0, list[Judged]()
+    ads, n_learnt, judged = table, 0, list[Judged]()
     for slide in slides:
-        items = _with_shown(items, slide, settings.fields, is_closed=table is not None)
+        ads = _with_shown(ads, slide, settings.fields, is_closed=table is not None)
         if n_learnt < question.share * n_rows:
             n_learnt += slide.frame.height
         else:
-            _check_number(items, settings)
-            judged += _judge_slide(slide, learner.champion, items, question, rng)
+            _check_number(ads, settings)
+            judged += _judge_slide(slide, learner.champion, ads, question, rng)
         learner.learn(slide)
         on_slide(f"slide {slide.index} {'judged and ' if judged else ''}learnt")
     if not judged:
         raise SettingsError(
             f"--share must leave slides to judge, got {question.share}; make it smaller or [window] slide_s shorter"
         )
-    assert items is not None
-    return {"name": settings.name, "learnt_rows": n_learnt, "candidates": items.height} | _report(judged, question)
+    assert ads is not None
+    return {"name": settings.name, "learnt_rows": n_learnt, "candidates": ads.height} | _report(judged, question)
 
 
-def read_items(settings: Settings, log: LogSettings, bases: Sequence[Path]) -> pl.DataFrame | None:
-    """Return the items of the table that the log joins on the item's id: `ad_id` and a column per item field.
+def joined_ads(settings: Settings, log: LogSettings, bases: Sequence[Path]) -> pl.DataFrame | None:
+    """Return the ads of the files that the log is joined with: `ad_id` and a column per field of a candidate.
 
-    A field that the table does not hold is null. None if no table is joined so.
+    A field that the files do not hold is null. None if no file is joined on the ad's id.
     """
-    item, fields = id_field(settings.fields, "item"), item_fields(settings.fields)
-    assert item is not None, "check_fields asks for an item id"
-    for source in check_log(log, settings.fields, bases):
-        if source.join is not None and source.join.on == item.name:
-            chunks = read_chunks(source.path, source.columns, log.separator, PAIRS_MAX)
-            raw = pl.concat([chunk.frame for chunk in chunks])
-            held = [field_values(raw[one.name], one).alias(one.column) for one in fields if one.name in raw.columns]
-            frame = fit_columns(pl.DataFrame(held), fields)
-            return frame.with_columns(pl.col(item.column).alias("ad_id")).drop_nulls("ad_id")
-    return None
+    if not (found := read_ads(log, settings.fields, bases).ads):
+        return None
+    fields = ad_fields(settings.fields)
+    values = {field.column: [ad.values.get(field.name) for ad in found.values()] for field in fields}
+    return fit_columns(pl.DataFrame({"ad_id": list(found)} | values), fields)
 
 
-def _with_shown(items: pl.DataFrame | None, slide: Slide, fields: Sequence[Field], *, is_closed: bool) -> pl.DataFrame:
+def _with_shown(ads: pl.DataFrame | None, slide: Slide, fields: Sequence[Field], *, is_closed: bool) -> pl.DataFrame:
     """Return the candidates with the values that they were last shown with; a closed table gains none."""
-    shown = slide.frame.select("ad_id", *(field.column for field in item_fields(fields)))
-    if items is None:
+    shown = slide.frame.select("ad_id", *(field.column for field in ad_fields(fields)))
+    if ads is None:
         return shown.unique("ad_id", keep="last", maintain_order=True)
     if is_closed:
-        shown = shown.join(items, on="ad_id", how="semi")
-    return pl.concat([items.select(shown.columns), shown]).unique("ad_id", keep="last", maintain_order=True)
+        shown = shown.join(ads, on="ad_id", how="semi")
+    return pl.concat([ads.select(shown.columns), shown]).unique("ad_id", keep="last", maintain_order=True)
 
 
-def _check_number(items: pl.DataFrame, settings: Settings) -> None:
-    if items.height > settings.serve.candidates_max:
+def _check_number(ads: pl.DataFrame, settings: Settings) -> None:
+    if ads.height > settings.serve.candidates_max:
         raise SettingsError(
-            f"a row may have [serve] candidates_max = {settings.serve.candidates_max} candidates, got {items.height}"
-            " items; join a table of those that could have been shown, or raise it"
+            f"a row may have [serve] candidates_max = {settings.serve.candidates_max} candidates, got {ads.height}"
+            "; join a table of those that could have been shown, or raise it"
         )
 
 
 def _judge_slide(
-    slide: Slide, snapshot: Snapshot, items: pl.DataFrame, question: Question, rng: np.random.Generator
+    slide: Slide, snapshot: Snapshot, ads: pl.DataFrame, question: Question, rng: np.random.Generator
 ) -> Iterator[Judged]:
     frame, predictor = slide.frame.filter(pl.col("kind") != CORRECTION), Predictor(snapshot)
-    of_draws = thompson(*item_posteriors(snapshot, items), draws=THOMPSON_DRAWS, floor=THOMPSON_FLOOR, rng=rng)
-    for rows in frame.iter_slices(max(PAIRS_MAX // items.height, 1)):
-        scores = score_pairs(snapshot, predictor, rows, items)  # (N, K)
+    of_draws = thompson(*ad_posteriors(snapshot, ads), draws=THOMPSON_DRAWS, floor=THOMPSON_FLOOR, rng=rng)
+    for rows in frame.iter_slices(max(PAIRS_MAX // ads.height, 1)):
+        scores = score_pairs(snapshot, predictor, rows, ads)  # (N, K)
         probabilities: dict[Policy, Floats] = {
             "uniform": uniform(scores.shape),
             "greedy": epsilon_greedy(scores, 0.0),
             "epsilon-greedy": epsilon_greedy(scores, question.epsilon),
             "thompson": np.broadcast_to(of_draws, scores.shape),
         }
-        place = places(rows, items)
+        place = places(rows, ads)
         outside, shown = place < 0, (np.arange(rows.height), np.maximum(place, 0))
         yield Judged(
             clicks=rows["click"].to_numpy().astype(np.float64),

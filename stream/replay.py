@@ -23,10 +23,12 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from features.fields import Field, id_field, raw_fields
 from infra.settings import Settings
-from models.serving.catalog import CatalogAd
-from stream.events import Click, Event, Impression, Request, Tick
+from models.serving.catalog import ADS_MAX, CREATIVES_MAX, CatalogAd, CatalogCreative
+from stream.events import Candidate, Click, Event, Impression, Request, Tick, Value
 from stream.kafka import topic_name
+from stream.logs.ads import BID_MICROS, JoinedAds, read_ads
 from stream.logs.arrivals import Arrival
 from stream.logs.reader import RowCounts
 from stream.logs.source import read_arrivals
@@ -38,8 +40,6 @@ STOP_S_MAX = 10.0
 TURN_EVENTS = 2000  # how often other tasks get their turn, about every 20 ms
 PROGRESS_S = 0.25
 KEYS_MAX = 65_536  # requests whose partition is remembered until their clicks come
-ADS_MAX = 1_000_000  # ads remembered as published; beyond it they are published again, which changes nothing
-BID_MICROS = 1_000_000  # logs hold no bids: one for all, so that ads rank by their click probability
 
 
 class ReplayCounts(msgspec.Struct):
@@ -101,7 +101,10 @@ async def replay(
     await producer.start()
     try:
         await _check_topic(topic, n_partitions, producer, options, append=append)
-        ads = Catalog(Outbox(producer, topic_name(settings.prefix, "catalog"), 1))
+        ads = Catalog(
+            Outbox(producer, topic_name(settings.prefix, "catalog"), 1), settings.fields, _joined(settings, bases)
+        )
+        await ads.publish_joined()
         if tokens is not None:
             arrivals = ((name, tokens.signed(event)) for name, event in arrivals)
         await _Replay(Outbox(producer, topic, n_partitions), ads, counts, on_progress).send(arrivals, pace)
@@ -113,6 +116,11 @@ async def replay(
         with contextlib.suppress(TimeoutError):  # a broker that is gone will not take the rest either
             await asyncio.wait_for(producer.stop(), STOP_S_MAX)
     return counts
+
+
+def _joined(settings: Settings, bases: Sequence[Path]) -> JoinedAds:
+    assert settings.log is not None, "read_arrivals asks for it"
+    return read_ads(settings.log, settings.fields, bases)
 
 
 async def _check_topic(
@@ -229,22 +237,58 @@ class Pace:
 
 
 class Catalog:
-    """The ads that a replay has met: each is published once, with the values it was first shown with."""
+    """The ads of a log: those of its joined files before its first event, others when they are first shown.
 
-    def __init__(self, outbox: Outbox) -> None:
-        """Begin with no ad known."""
+    Each is published with the values it was first shown with, and again with each creative that it is first shown with.
+    """
+
+    def __init__(self, outbox: Outbox, fields: Sequence[Field], joined: JoinedAds) -> None:
+        """Begin with no ad published."""
         self.outbox = outbox
         self.n_published = 0
-        self._known: set[str] = set()
+        creative = id_field(fields, "creative")
+        self._creative_name = creative.name if creative else ""
+        self._of_creatives = {field.name for field in raw_fields(fields) if field.side == "creative"}
+        self._joined = joined
+        self._known: set[tuple[str, Value]] = set()  # ads with a creative that are published
+        self._growing: dict[str, CatalogAd] = {}  # ads with creatives, as published last
         self._encode = msgspec.json.Encoder().encode
 
+    async def publish_joined(self) -> None:
+        """Publish the ads of the joined files; where those say all of an ad, it is not published again."""
+        for ad in self._joined.ads.values():
+            await self._publish(ad)
+            if self._joined.is_complete:
+                self._known.update((ad.ad_id, one.creative_id) for one in ad.creatives)
+                self._known.add((ad.ad_id, None))
+
     async def publish_new(self, request: Request) -> None:
-        """Publish the ads of a request that have not been before."""
+        """Publish what is new of the ads of a request."""
         for shown in request.candidates:
-            if shown.ad_id not in self._known:
-                if len(self._known) >= ADS_MAX:
-                    self._known.clear()
-                self._known.add(shown.ad_id)
-                ad = CatalogAd(shown.ad_id, shown.values, bid_micros=BID_MICROS)
-                await self.outbox.put(0, shown.ad_id.encode(), self._encode(ad))
-                self.n_published += 1
+            key = shown.ad_id, shown.values.get(self._creative_name)
+            if key in self._known:
+                continue
+            if len(self._known) >= ADS_MAX:  # what is published again changes nothing
+                self._known.clear()
+                self._growing.clear()
+            self._known.add(key)
+            await self._publish(self._record(shown))
+
+    async def _publish(self, ad: CatalogAd) -> None:
+        await self.outbox.put(0, ad.ad_id.encode(), self._encode(ad))
+        self.n_published += 1
+
+    def _record(self, shown: Candidate) -> CatalogAd:
+        """Return what is known of an ad, what it was shown with now included."""
+        known = self._growing.get(shown.ad_id) or self._joined.ads.get(shown.ad_id)
+        known = known or CatalogAd(shown.ad_id, bid_micros=BID_MICROS)
+        own = {name: value for name, value in shown.values.items() if name not in self._of_creatives}
+        ad = msgspec.structs.replace(known, values=known.values | own)
+        creative_id = shown.values.get(self._creative_name)
+        if not isinstance(creative_id, str) or len(known.creatives) >= CREATIVES_MAX:
+            return ad
+        values = {name: value for name, value in shown.values.items() if name in self._of_creatives}
+        others = [one for one in known.creatives if one.creative_id != creative_id]
+        ad = msgspec.structs.replace(ad, creatives=[*others, CatalogCreative(creative_id, values)])
+        self._growing[shown.ad_id] = ad
+        return ad

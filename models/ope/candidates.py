@@ -23,43 +23,43 @@ from models.batch import Predictor
 from models.snapshot import Snapshot
 
 
-def item_fields(fields: Sequence[Field]) -> tuple[Field, ...]:
+def ad_fields(fields: Sequence[Field]) -> tuple[Field, ...]:
     """Return the fields whose values a candidate brings; a request brings those of the others."""
     return tuple(field for field in raw_fields(fields) if field.side in ("item", "creative"))
 
 
-def score_pairs(snapshot: Snapshot, predictor: Predictor, rows: pl.DataFrame, items: pl.DataFrame) -> Floats:
+def score_pairs(snapshot: Snapshot, predictor: Predictor, rows: pl.DataFrame, ads: pl.DataFrame) -> Floats:
     """Return the click probability of each candidate in each row's place, (N, K).
 
     Args:
         snapshot: What scores.
         predictor: The same, made ready.
         rows: `time_s` and a column per field of the request, (N,).
-        items: A column per field of `item_fields`, (K,).
+        ads: A column per field of `ad_fields`, (K,).
     """
-    own = item_fields(snapshot.fields)
+    own = ad_fields(snapshot.fields)
     request = [field.column for field in raw_fields(snapshot.fields) if field not in own]
-    row, item = np.divmod(np.arange(rows.height * items.height), items.height)
-    pairs = items.select(field.column for field in own)[item]
+    row, ad = np.divmod(np.arange(rows.height * ads.height), ads.height)
+    pairs = ads.select(field.column for field in own)[ad]
     if request:
         pairs = pairs.hstack(rows.select(request)[row])
     keys = encode(pairs, snapshot.fields)  # (N * K, S)
     time_s = np.maximum(rows["time_s"].to_numpy(), snapshot.priors.as_of_s)
     scores = predictor(keys, lookup(snapshot.priors, keys, time_s[row]))
-    return scores.astype(np.float64).reshape(rows.height, items.height)
+    return scores.astype(np.float64).reshape(rows.height, ads.height)
 
 
-def item_posteriors(snapshot: Snapshot, items: pl.DataFrame) -> tuple[Floats, Floats]:
+def ad_posteriors(snapshot: Snapshot, ads: pl.DataFrame) -> tuple[Floats, Floats]:
     """Return the Beta posterior of each candidate's click rate as of the snapshot, (K,) each."""
     item = id_field(snapshot.fields, "item")
     assert item is not None, "check_fields asks for an item id"
-    table, keys = snapshot.priors, encode(items, snapshot.fields)
+    table, keys = snapshot.priors, encode(ads, snapshot.fields)
     counts = lookup(table, keys, table.as_of_s)
     return beta_posterior(counts, keys, table, snapshot.fields, snapshot.levels, of=item)
 
 
-def places(rows: pl.DataFrame, items: pl.DataFrame) -> Ints:
+def places(rows: pl.DataFrame, ads: pl.DataFrame) -> Ints:
     """Return which candidate each row showed, -1 where it is none of them, (N,)."""
-    numbered = items.select("ad_id").with_row_index("place")
+    numbered = ads.select("ad_id").with_row_index("place")
     found = rows.select("ad_id").join(numbered, on="ad_id", how="left", maintain_order="left")["place"]
     return found.cast(pl.Int64).fill_null(-1).to_numpy()

@@ -1,43 +1,88 @@
-"""The ads that can be named by id: what each is described by, in memory.
+"""The ads that can be named by id: what each is described by, what it bids and the creatives it has, in memory.
 
 Owns the record of the topic `catalog` and the rule for which value wins. Must not know where records come from or how
 ads are scored.
 
-Invariants: an ad is whole or absent; values that a caller gives win over the catalog's, field by field; the field that
-identifies an ad holds its ad_id, whatever the values say; the number of ads has a limit.
+Invariants: an ad is whole or absent; values that a caller gives win over the catalog's, field by field; the fields that
+identify an ad and a creative hold their ids, whatever the values say; a creative's own values win over what its ad says
+of all of them; the number of ads, and of an ad's creatives, has a limit.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
-from features.fields import Field, id_field
+from features.fields import Field, id_field, raw_fields
 from models.serving.bodies import ValueReader
 from models.serving.schema import Ad, Clean, Id
 
 VERSION = 1
 ADS_MAX = 2_000_000  # chosen by hand: about 2 GB of values, the most that one process should hold
 BID_MICROS_MAX = 10**12  # a million of a currency for one click: a larger one is a slip; by hand
+CREATIVES_MAX = 100  # of one ad: each is scored with every request that shows the ad; chosen by hand
+
+
+class CatalogCreative(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One way to show an ad.
+
+    Attributes:
+        creative_id: Which; unique within its ad.
+        values: By field of the creative's side.
+    """
+
+    creative_id: Id
+    values: dict[str, Any] = {}
 
 
 class CatalogAd(msgspec.Struct, frozen=True):
-    """A record of the topic `catalog`: one ad, whole."""
+    """A record of the topic `catalog`: one ad, whole.
+
+    Attributes:
+        ad_id: Which; the record's key.
+        values: By field of the item's side; those of the creative's side hold for all its creatives.
+        bid_micros: What a click is worth to the advertiser, in millionths.
+        active: It may be shown.
+        creatives: The ways to show it; none: it is shown as it is.
+    """
 
     ad_id: Id
     values: dict[str, Any] = {}
     bid_micros: Annotated[int, msgspec.Meta(ge=0, le=BID_MICROS_MAX)] = 0
     active: bool = True
+    creatives: Annotated[list[CatalogCreative], msgspec.Meta(max_length=CREATIVES_MAX)] = []
     v: int = VERSION
 
 
+class Creative(msgspec.Struct, frozen=True, gc=False):
+    """A way to show an ad, with the values of the creative's side that it is scored on."""
+
+    creative_id: str
+    values: dict[str, Clean]
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What the catalog holds of an active ad: the values it is scored on, its bid and its creatives."""
+
+    values: dict[str, Clean]
+    bid_micros: int
+    creatives: tuple[Creative, ...]
+
+
 class Resolved(msgspec.Struct, frozen=True):
-    """Candidates with all their values; `known` and `ads` go together, `inactive` ones are in neither."""
+    """Candidates with all their values.
+
+    Attributes:
+        ads: Those that may be ranked.
+        held: What the catalog holds of each of them; None: nothing.
+        inactive: Ids of the others.
+    """
 
     ads: list[Ad]
-    known: list[bool]
+    held: list[Held | None]
     inactive: list[str]
 
 
@@ -48,8 +93,9 @@ class AdReader:
     """Checks records of the catalog against the fields of a deployment."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
-        """Keep the kinds of the fields that an ad has."""
+        """Keep the kinds of the fields that an ad and its creatives have."""
         self._values = ValueReader(fields, ("item", "creative"))
+        self._creative = ValueReader(fields, ("creative",))
 
     def read(self, value: bytes, ignored: set[str]) -> CatalogAd:
         """Return the ad, its values those that have a field; the names of the others go into `ignored`.
@@ -65,9 +111,21 @@ class AdReader:
             raise ValueError(f"must have version {VERSION}, got {ad.v}")
         try:
             values = self._values.read(ad.values, "values", ignored)
+            creatives = [
+                CatalogCreative(one.creative_id, self._creative.read(one.values, "creatives.values", ignored))
+                for one in ad.creatives
+            ]
         except ValueError as error:
             raise ValueError(f"must hold values of their fields' kinds: {error}") from None
-        return msgspec.structs.replace(ad, values=values)
+        if twice := _twice(one.creative_id for one in creatives):
+            raise ValueError(f'must hold each creative once, got "{twice}" more often')
+        return msgspec.structs.replace(ad, values=values, creatives=creatives)
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """Return a name that stands there more than once, None if there is none."""
+    counts = Counter(names)
+    return next((name for name, count in counts.items() if count > 1), None)
 
 
 class Catalog:
@@ -75,12 +133,14 @@ class Catalog:
 
     def __init__(self, fields: Sequence[Field], *, ads_max: int = ADS_MAX) -> None:
         """Begin with no ad."""
-        named = id_field(fields, "item")
+        named, creative = id_field(fields, "item"), id_field(fields, "creative")
         assert named is not None, "settings without an item id field cannot be read"
         self._id_name = named.name
+        self._creative_name = creative.name if creative else None
+        self._of_creatives = {field.name for field in raw_fields(fields) if field.side == "creative"}
         self._reader = AdReader(fields)
         self._ads_max = ads_max
-        self._ads: dict[str, dict[str, Clean]] = {}
+        self._ads: dict[str, Held] = {}
         self._inactive: set[str] = set()
 
     def __len__(self) -> int:
@@ -110,12 +170,12 @@ class Catalog:
         if len(self._ads) >= self._ads_max and ad_id not in self._ads:
             raise ValueError(f'[catalog] must hold at most {self._ads_max} ads, got one more: "{ad_id}"')
         self._inactive.discard(ad_id)
-        self._ads[ad_id] = ad.values | {self._id_name: ad_id}
+        self._ads[ad_id] = self._held(ad)
 
     def resolve(self, asked: Iterable[Ad]) -> Resolved:
         """Return the candidates with the catalog's values under their own."""
         ads: list[Ad] = []
-        known: list[bool] = []
+        found: list[Held | None] = []
         inactive: list[str] = []
         for ad in asked:
             if ad.ad_id in self._inactive:
@@ -123,10 +183,21 @@ class Catalog:
                 continue
             held = self._ads.get(ad.ad_id)
             ads.append(Ad(ad.ad_id, self._merged(ad, held)))
-            known.append(held is not None)
-        return Resolved(ads, known, inactive)
+            found.append(held)
+        return Resolved(ads, found, inactive)
 
-    def _merged(self, ad: Ad, held: dict[str, Clean] | None) -> dict[str, Clean]:
+    def _held(self, ad: CatalogAd) -> Held:
+        shared = {name: value for name, value in ad.values.items() if name in self._of_creatives}
+        creatives = tuple(
+            Creative(one.creative_id, shared | one.values | self._named(one.creative_id)) for one in ad.creatives
+        )
+        first = creatives[0].values if creatives else {}
+        return Held(ad.values | first | {self._id_name: ad.ad_id}, ad.bid_micros, creatives)
+
+    def _named(self, creative_id: str) -> dict[str, Clean]:
+        return {self._creative_name: creative_id} if self._creative_name else {}
+
+    def _merged(self, ad: Ad, held: Held | None) -> dict[str, Clean]:
         if held is not None and not ad.values:
-            return held
-        return {**(held or {}), **ad.values, self._id_name: ad.ad_id}
+            return held.values
+        return {**(held.values if held else {}), **ad.values, self._id_name: ad.ad_id}

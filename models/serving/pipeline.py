@@ -117,7 +117,7 @@ class Pipeline:
                 ad_id := found.ads[index].ad_id,
                 position,
                 float(scores[index]),
-                known=found.known[index],
+                known=found.held[index] is not None,
                 token=self._sign(request_id, ad_id, position, time_s),
             )
             for position, index in enumerate(order)

@@ -9,6 +9,7 @@ Files, in reading order (C core, E edge):
     histories.py C what a user clicked, or left, before each row: fields that a log implies
     reader.py E a log bigger than memory as normalised frames, joins and counts included
     arrivals.py C rows to events: clicks at their own time, ticks at the slide boundaries
+    ads.py E the ads of the joined files, those never shown included, for the catalog
     source.py E a deployment's log as events: the one call that the backtest and the replay share
     fetch.py E public logs from the package index, checked by hash
     simulated.py E the simulated world as a file

@@ -91,6 +91,21 @@ def read_chunks(path: Path, columns: Sequence[str], separator: str, rows_max: in
         raise _unreadable(path, error) from None
 
 
+def read_whole(path: Path, columns: Sequence[str], separator: str) -> pl.DataFrame:
+    """Return all rows of a file, the columns asked for: each has one type.
+
+    Raises:
+        LogError: If the file cannot be read, is empty, or has a row that is none.
+    """
+    chunks = list(read_chunks(path, columns, separator, _WHOLE))
+    if not chunks or any(chunk.broken for chunk in chunks):
+        raise LogError(f"{path} must hold rows and nothing else: it is empty or has broken rows")
+    return pl.concat([chunk.frame for chunk in chunks])
+
+
+_WHOLE = 1 << 30  # rows: read as one chunk
+
+
 def _format(path: Path) -> str:
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     formats = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}

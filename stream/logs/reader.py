@@ -20,11 +20,11 @@ from typing import NamedTuple
 import msgspec
 import polars as pl
 
-from features.fields import Field
+from features.fields import Field, id_field
 from infra.settings import Join, LogSettings
 from stream.logs.clicks import with_click_times
 from stream.logs.columns import categories, kind_of, normalise, unreadable
-from stream.logs.files import Chunk, LogError, columns_of, find_files, read_chunks
+from stream.logs.files import Chunk, LogError, columns_of, find_files, read_chunks, read_whole
 from stream.logs.histories import Histories, logged_fields
 from stream.logs.requests import in_order, request_ids, whole_requests
 
@@ -89,7 +89,7 @@ def check_log(log: LogSettings, fields: Sequence[Field], bases: Sequence[Path]) 
     Raises:
         LogError: If a file cannot be read or a column is missing or cannot be what it is used as.
     """
-    fields = logged_fields(fields, log.histories)
+    fields, item = logged_fields(fields, log.histories), id_field(fields, "item")
     paths = list(dict.fromkeys(path for pattern in log.files for path in find_files(pattern, bases)))
     needed = _needed(log, fields)
     found = columns_of(paths[0], log.separator)
@@ -100,6 +100,8 @@ def check_log(log: LogSettings, fields: Sequence[Field], bases: Sequence[Path]) 
     for join in log.joins:
         _check_columns([join.on], found, paths[0])
         source, types = _joined_source(join, log, bases, wanted=[name for name in needed if name not in found])
+        if log.bid_micros and join.on == (item.name if item else None):
+            _check_columns([log.bid_micros], types, source.path)
         sources.append(source)
         found |= {name: types[name] for name in source.columns if name != join.on}
     names = ", ".join(source.path.name for source in sources)
@@ -224,10 +226,7 @@ class _JoinTable:
 
     def __init__(self, source: Source, separator: str) -> None:
         assert source.join is not None
-        chunks = list(read_chunks(source.path, source.columns, separator, _WHOLE))
-        if not chunks or any(chunk.broken for chunk in chunks):
-            raise LogError(f"{source.path} must hold rows and nothing else: it is empty or has broken rows")
-        table = pl.concat([chunk.frame for chunk in chunks])
+        table = read_whole(source.path, source.columns, separator)
         keyed = table.with_columns(categories(table[source.join.on]).alias(_KEY)).drop_nulls(_KEY)
         twice = keyed.filter(pl.col(_KEY).is_duplicated())
         if twice.height:
@@ -247,7 +246,6 @@ class _JoinTable:
 
 
 _KEY = "join key"
-_WHOLE = 1 << 30  # rows: a joined file is read as one chunk, so that a column has one type
 
 
 def read_in_file_order(

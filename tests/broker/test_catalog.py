@@ -81,7 +81,9 @@ async def test_only_what_changed_is_sent_again_and_what_is_gone_only_goes_when_a
     assert (replaced["sent"], replaced["unchanged"], replaced["removed"]) == (0, 2, 1)
     found = await show(deployment, "a")
     assert (found["ads"], found["active"]) == (2, 1)
-    assert found["shown"] == [msgspec.json.decode(b'{"ad_id":"a","values":{},"bid_micros":0,"active":false,"v":1}')]
+    assert found["shown"] == [
+        msgspec.json.decode(b'{"ad_id":"a","values":{},"bid_micros":0,"active":false,"creatives":[],"v":1}')
+    ]
     missing = await call("catalog", "show", deployment.config, "a", "c")
     assert missing.exit_code == 2
     assert "got none of c" in missing.stderr

@@ -11,11 +11,13 @@ import msgspec
 import polars as pl
 import pytest
 
+from features.fields import Field
 from infra.broker import BrokerInfo
-from infra.settings import Settings, parse_settings
+from infra.settings import Join, LogSettings, Settings, parse_settings
 from models.serving.catalog import CatalogAd
 from stream.events import Event, Request, decode_event
 from stream.kafka import create_topics, murmur2_partition, read_range
+from stream.kafka_log import read_newest
 from stream.logs.reader import RowCounts
 from stream.logs.source import read_arrivals
 from stream.replay import ReplayCounts, replay
@@ -86,6 +88,30 @@ async def test_every_ad_is_in_the_catalog_once(
     assert len(ads) == counts.ads == len(shown)
     assert [record.key for record in records] == [ad.ad_id.encode() for ad in ads]
     assert {(ad.bid_micros, ad.active) for ad in ads} == {(1_000_000, True)}
+
+
+async def test_ads_of_joined_files_come_first_and_grow_by_the_creatives_they_are_shown_with(
+    settings: Settings, tmp_path: Path, kafka_options: dict[str, Any]
+) -> None:
+    assert settings.log is not None
+    (tmp_path / "items.csv").write_text("ad,year\n1,1999\n2,2000\n3,2001\n")
+    rows = "\n".join(f"{50 + n},0,{shown}" for n, shown in enumerate(["1,a", "1,b", "2,a", "1,a", "4,b"]))
+    (tmp_path / "shown.csv").write_text(f"t,y,ad,image\n{rows}\n")
+    log = LogSettings(files=("shown.csv",), time="t", label="y", joins=(Join("items.csv", on="ad"),))
+    fields = (Field("ad", "item"), Field("year", "item", "number"), Field("image", "creative"))
+    shop = msgspec.structs.replace(settings, log=log, fields=fields)
+    counts = await replay(shop, [tmp_path], kafka_options)
+    newest = await read_newest(f"{shop.prefix}.catalog", bytes, options=kafka_options)
+    ads = {ad_id: msgspec.json.decode(value, type=CatalogAd) for ad_id, value in newest.items()}
+    assert counts.ads == 3 + 4  # those of the file, then 1 with a, 1 with b, 2 with a, 4 with b
+    assert {ad_id: [one.creative_id for one in ad.creatives] for ad_id, ad in ads.items()} == {
+        "1": ["a", "b"],
+        "2": ["a"],
+        "3": [],
+        "4": ["b"],
+    }
+    assert ads["1"].values == {"ad": "1", "year": 1999.0}
+    assert ads["1"].creatives[0].values == {"image": "a"}
 
 
 async def test_a_second_replay_is_refused_unless_it_is_meant(

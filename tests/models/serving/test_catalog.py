@@ -33,13 +33,13 @@ def catalog() -> Catalog:
 def test_an_ad_named_by_id_gets_its_values_and_its_id(catalog: Catalog) -> None:
     found = catalog.resolve([Ad("a", {})])
     assert found.ads == [Ad("a", {"year": 1999.0, "tags": ["x"], "ad": "a"})]
-    assert (found.known, found.inactive) == ([True], [])
+    assert (found.held[0] is not None, found.inactive) == (True, [])
 
 
 def test_an_unknown_ad_has_its_id_alone(catalog: Catalog) -> None:
     found = catalog.resolve([Ad("new", {}), Ad("other", {"year": 2001.0})])
     assert found.ads == [Ad("new", {"ad": "new"}), Ad("other", {"year": 2001.0, "ad": "other"})]
-    assert found.known == [False, False]
+    assert found.held == [None, None]
 
 
 def test_the_callers_values_win_field_by_field_but_never_the_id(catalog: Catalog) -> None:
@@ -53,12 +53,12 @@ def test_an_inactive_ad_is_left_out_until_it_is_active_again(catalog: Catalog) -
     found = catalog.resolve([Ad("a", {}), Ad("b", {})])
     assert ([ad.ad_id for ad in found.ads], found.inactive, len(catalog)) == (["b"], ["a"], 0)
     catalog.put("a", record("a"))
-    assert catalog.resolve([Ad("a", {})]).known == [True]
+    assert catalog.resolve([Ad("a", {})]).held != [None]
 
 
 def test_a_removed_ad_is_unknown(catalog: Catalog) -> None:
     catalog.put("a", None)
-    assert catalog.resolve([Ad("a", {})]).known == [False]
+    assert catalog.resolve([Ad("a", {})]).held == [None]
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,33 @@ def test_a_bad_record_changes_nothing_and_says_why(catalog: Catalog, ad_id: str,
     with pytest.raises(ValueError, match=message):
         catalog.put(ad_id, value)
     assert len(catalog) == 1
+
+
+def test_an_ad_holds_its_bid_and_its_creatives_each_with_its_own_values_over_the_shared_ones() -> None:
+    fields = (*FIELDS, Field(name="image", side="creative"), Field(name="size", side="creative", kind="number"))
+    catalog = Catalog(fields)
+    creatives = [{"creative_id": "c1"}, {"creative_id": "c2", "values": {"size": 2, "image": "other"}}]
+    catalog.put("a", record("a", values={"year": 1999, "size": 1}, creatives=creatives))
+    held = catalog.resolve([Ad("a", {})]).held[0]
+    assert held is not None
+    assert held.bid_micros == 5
+    assert [one.creative_id for one in held.creatives] == ["c1", "c2"]
+    assert [one.values for one in held.creatives] == [{"size": 1.0, "image": "c1"}, {"size": 2.0, "image": "c2"}]
+
+
+@pytest.mark.parametrize(
+    ("creatives", "message"),
+    [
+        ([{"creative_id": "c"}, {"creative_id": "d"}, {"creative_id": "c"}], 'each creative once, got "c" more often'),
+        ([{"creative_id": ""}], "must be an ad in JSON"),
+        ([{"creative_id": f"c{n}"} for n in range(101)], "must be an ad in JSON.*length <= 100"),
+    ],
+)
+def test_creatives_that_cannot_be_told_apart_or_are_too_many_are_refused(
+    catalog: Catalog, creatives: list[dict[str, str]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        catalog.put("a", record("a", creatives=creatives))
 
 
 def test_one_ad_too_many_is_refused_but_known_ones_still_change(catalog: Catalog) -> None:
