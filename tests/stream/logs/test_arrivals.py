@@ -73,6 +73,12 @@ def test_a_request_carries_its_values_and_goes_directly_before_its_impressions()
     assert [request_id for request_id, _ in arrivals] == ["r", "r", "r", None]
 
 
+def test_an_impression_carries_its_propensity() -> None:
+    frame = rows((20, "r", 0, 0), (20, "r", 1, 0)).with_columns(propensity=pl.Series([0.25, 0.5]))
+    found = [event.propensity for _, event in events(frame) if isinstance(event, Impression)]
+    assert found == [0.25, 0.5]
+
+
 def test_clicks_come_at_their_own_time_after_the_rows_of_the_same_instant() -> None:
     frame = rows((20, "a", 0, 1, 25.0), (21, "b", 0, 1, 21.0), (25, "c", 0, 0), (30, "d", 0, 0))
     assert outline(events(frame))[:-1] == [
