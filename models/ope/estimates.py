@@ -158,10 +158,9 @@ def _effective_rows(weights: Floats) -> float:
 
 def _ratio(logged: Logged, top: Floats, bottom: Floats, weights: Floats, alpha: float) -> Estimate:
     """Return sum of `top` over sum of `bottom` with its interval."""
-    total = float(bottom.sum())
-    n_effective = _effective_rows(weights)
-    if total <= 0.0 or n_effective <= 0.0:
-        return Estimate(float(top.sum()) / total if total > 0.0 else None, 0.0, 1.0)
+    total, n_effective = float(bottom.sum()), _effective_rows(weights)
+    if total <= 0.0:
+        return Estimate(None, 0.0, 1.0)
     rate = float(top.sum()) / total
     _, cluster = np.unique(logged.clusters, return_inverse=True)
     residuals = np.bincount(cluster, top - rate * bottom)
@@ -175,7 +174,7 @@ def _ratio(logged: Logged, top: Floats, bottom: Floats, weights: Floats, alpha: 
 
 
 def _wilson(rate: float, n: float, alpha: float) -> tuple[float, float]:
-    """Return Wilson's interval for a rate seen in n independent rows."""
+    """Return Wilson's interval for a rate seen in n independent rows; [0, 1] without any."""
     z = NormalDist().inv_cdf(1.0 - alpha / 2.0)
     middle = (n * rate + z * z / 2.0) / (n + z * z)
     reach = z * math.sqrt(n * rate * (1.0 - rate) + z * z / 4.0) / (n + z * z)

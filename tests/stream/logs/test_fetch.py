@@ -115,6 +115,7 @@ def test_the_open_bandit_sample_is_what_its_configuration_reads(tmp_path: Path, 
     log = msgspec.structs.replace(wheel(index, bandit()), convert=PUBLIC_LOGS["open-bandit"].convert)
     target = fetch("open-bandit", tmp_path, lambda _: None, {"open-bandit": log})
     assert len(list(target.glob("*/impressions.parquet"))) == 6
+    assert pl.read_parquet(target / "bts-men" / "impressions.parquet")["timestamp"].is_sorted()
     settings = read_settings(Path(__file__).resolve().parents[3] / "configs" / "open-bandit.toml")
     assert settings.log is not None
     counts = RowCounts()
