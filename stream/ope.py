@@ -61,7 +61,7 @@ class Question:
 
     Attributes:
         policies: Which.
-        share: Of the log's rows that are learnt before the first one is judged, in (0, 1).
+        share: Of the log's rows that are learnt before the first one is judged, in [0, 1).
         epsilon: Share of blind choices of `epsilon-greedy`.
         alpha: Intervals hold with probability 1 - alpha.
         cluster: Which rows count as dependent.
@@ -112,9 +112,10 @@ def check_question(settings: Settings, question: Question) -> LogSettings:
             "[log] propensity must name the column with the probability with which each ad was shown, got none;"
             " without it nothing can be said of another policy: log it from now on (docs/ope.md)"
         )
-    for name, value in (("--share", question.share), ("--alpha", question.alpha)):
-        if not 0.0 < value < 1.0:
-            raise SettingsError(f"{name} must be above 0 and below 1, got {value}")
+    if not 0.0 <= question.share < 1.0:
+        raise SettingsError(f"--share must be at least 0 and below 1, got {question.share}")
+    if not 0.0 < question.alpha < 1.0:
+        raise SettingsError(f"--alpha must be above 0 and below 1, got {question.alpha}")
     if not 0.0 <= question.epsilon <= 1.0:
         raise SettingsError(f"--epsilon must be 0 to 1, got {question.epsilon}")
     if question.cluster == "user-day" and id_field(settings.fields, "user") is None:

@@ -100,6 +100,14 @@ def test_the_command_tells_the_click_rate_of_each_policy(config: Path) -> None:
     assert found["policies"]["thompson"]["snips"]["rate"] > found["policies"]["uniform"]["snips"]["rate"]
 
 
+def test_all_rows_can_be_judged(config: Path) -> None:
+    found = run(config, share=0.0, policies=("uniform",))
+    assert (found["rows"], found["learnt_rows"]) == (N_ROWS, 0)
+    log = pl.read_csv(config.parent / "log.csv")
+    rate = log.select((pl.col("click") / 3.0 / pl.col("p")).mean()).item()
+    assert found["policies"]["uniform"]["ips"]["rate"] == pytest.approx(rate)
+
+
 def test_the_table_holds_what_was_asked_for(config: Path) -> None:
     result = call(config, "--policy", "greedy", "--policy", "uniform")
     assert result.exit_code == 0
@@ -198,7 +206,7 @@ def test_a_log_that_says_next_to_nothing_is_said_to(config: Path) -> None:
             ("--policy", "clever"),
             '--policy must be one of uniform, greedy, epsilon-greedy, thompson, got "clever"',
         ),
-        ("", "", ("--share", "1"), "--share must be above 0 and below 1, got 1.0"),
+        ("", "", ("--share", "1"), "--share must be at least 0 and below 1, got 1.0"),
         ("", "", ("--share", "0.999"), "--share must leave slides to judge, got 0.999"),
         ("", "", ("--alpha", "0"), "--alpha must be above 0 and below 1, got 0.0"),
         ("", "", ("--epsilon", "1.5"), "--epsilon must be 0 to 1, got 1.5"),
