@@ -60,6 +60,9 @@ class LogSettings(_Section, frozen=True):
         request: Columns that together make one request; none: each row is its own.
         position: Column with the place in the list; none: the order of the rows within their request.
         propensity: Column with the probability, in (0, 1], with which the ad was put there; none: 1.
+        stages: Columns with 0/1 of a log that also holds candidates that were not shown, from the deepest stage of the
+            cascade on: the first says what was shown. A candidate's stage is the first that has a 1.
+        sample_rate: Column with the probability with which the log holds a candidate; none: it holds all.
         bid_micros: Column, of the file joined on the ad's id, with what a click is worth, in millionths; none: all ads
             bid the same.
         histories: Fields that the log does not hold but implies.
@@ -75,6 +78,8 @@ class LogSettings(_Section, frozen=True):
     request: tuple[str, ...] = ()
     position: str = ""
     propensity: str = ""
+    stages: tuple[str, ...] = ()
+    sample_rate: str = ""
     joins: tuple[Join, ...] = ()
     bid_micros: str = ""
     histories: tuple[History, ...] = ()
@@ -634,11 +639,15 @@ def _check_log(log: LogSettings, fields: tuple[Field, ...]) -> None:
         _impossible("[log] files", "name at least one file", [])
     label = ("click_time", log.click_time) if log.click_time else ("label", log.label)
     named = [("files", file) for file in log.files] + [("time", log.time), label]
-    named += [("request", column) for column in log.request]
+    named += [("request", column) for column in log.request] + [("stages", column) for column in log.stages]
     named += [("joins", name) for join in log.joins for name in (join.file, join.on)]
     for key, value in named:
         if not value:
             raise SettingsError(f"[log] {key} must not hold an empty name; write the file's or column's name")
+    if log.stages and not log.request:
+        _impossible("[log] request", "name columns where [log] stages does: candidates of one request share them", [])
+    if log.sample_rate and not log.stages:
+        _impossible("[log] sample_rate", "be empty unless [log] stages says what was shown", f'"{log.sample_rate}"')
     if log.label_at_least is not None and not math.isfinite(log.label_at_least):
         _impossible("[log] label_at_least", "be a finite number", log.label_at_least)
     item = id_field(fields, "item")

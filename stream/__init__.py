@@ -13,6 +13,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     dead_letters.py C what a record that could not be used leaves behind
     bridge.py C records of a user's own topics to events, in one order
     simulate.py C a seeded ad world with known truth
+    cascade.py C the same with bids, creatives and everything that was considered for each request
     logs/ E public logs and any CSV, Parquet or NDJSON
     kafka.py E topics and client options
     kafka_log.py E plain readers of a range of a partition

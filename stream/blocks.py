@@ -173,6 +173,7 @@ def chain_schema(fields: Sequence[Field]) -> tuple[pa.Schema, pa.Schema]:
         ("candidate", pa.int32()),
         ("ad_id", pa.string()),
         ("stage", pa.string()),
+        ("sample_rate", pa.float64()),
         ("label", pa.string()),  # clicked | exposed | unexposed
         ("position", pa.int32()),
     ]

@@ -476,6 +476,29 @@ def data_simulate(
         _say(f"{target}: {rows:,} impressions of world {seed}, drift {drift}")
 
 
+@data_app.command("cascade")
+def data_cascade(
+    directory: Annotated[Path | None, typer.Argument(help="Default: where configs/cascade.toml looks.")] = None,
+    hours: Annotated[int, typer.Option(help="How long it lasts: about 3,600 impressions an hour.", min=1)] = 48,
+    seed: Annotated[int, typer.Option(help="Which world.")] = 0,
+    drift: Annotated[Literal["none", "abrupt", "gradual", "recurring"], typer.Option()] = "none",
+    matched: Annotated[int, typer.Option(help="Candidates of a request.", min=1)] = 2000,
+    preranked: Annotated[int, typer.Option(help="How many of them are ranked.", min=1)] = 200,
+    exposed: Annotated[int, typer.Option(help="How many of those are shown.", min=1)] = 10,
+    sample_rate: Annotated[float, typer.Option(help="Share of what is not ranked that the log keeps.")] = 0.1,
+) -> None:
+    """Make a log of a simulated cascade, what was not shown included; true click probabilities are known."""
+    with _clear_errors(), _status("cascade") as status:
+        from stream.cascade import Cascade, Funnel
+        from stream.logs.simulated import write_cascade
+
+        target = directory or state_dir() / "data" / "cascade"
+        funnel = Funnel(matched=matched, preranked=preranked, exposed=exposed, sample_rate=sample_rate)
+        cascade = Cascade(seed, drift, hours=hours, funnel=funnel, n_ads=max(5000, 2 * matched))
+        n_candidates, n_ads = write_cascade(target, cascade, on_progress=lambda n: status(f"{n:,} candidates"))
+        _say(f"{target}: {n_candidates:,} candidates, {n_ads:,} ads of world {seed}, drift {drift}")
+
+
 @broker_app.command("start")
 def broker_start() -> None:
     """Start the embedded broker and leave it running."""

@@ -9,6 +9,8 @@ names the rule, the field and the value, and never another exception. docs/event
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 VERSION = 1
@@ -27,11 +29,14 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         ad_id: Which ad.
         values: Item values by field name, as they were when the request was answered.
         stage: The deepest stage of the cascade that it reached.
+        sample_rate: Probability with which it is among the candidates; below 1 where a request holds a sample of those
+            that did not come far.
     """
 
     ad_id: str
     values: dict[str, Value] = {}
     stage: str = "exposed"
+    sample_rate: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
 
 
 class Request(msgspec.Struct, frozen=True, tag_field="type", tag="request", omit_defaults=True, gc=False):
@@ -41,7 +46,7 @@ class Request(msgspec.Struct, frozen=True, tag_field="type", tag="request", omit
         request_id: Kafka key of the request and of all impressions and clicks that follow from it.
         time_s: Event time, seconds since 1970 (UTC).
         values: User and context values by field name.
-        candidates: The ads, those shown first and in order of position.
+        candidates: The ads, those shown first and in order of position, then others that were considered.
         snapshot: Version of the snapshot that ranked them; empty in a replay.
     """
 

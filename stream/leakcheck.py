@@ -23,6 +23,7 @@ from models.leaks.order import Clock, check_clock, check_delays, check_slides, t
 from models.leaks.proxies import check_proxies, check_siblings
 from models.leaks.repeats import check_forbidden, check_repeats, check_requests
 from models.leaks.table import REQUEST, Table, compact, to_table
+from stream.logs.columns import EXPOSED
 from stream.logs.histories import logged_fields
 from stream.logs.reader import RowCounts, read_in_file_order
 from stream.wiring import new_slides
@@ -156,6 +157,8 @@ def _read(
     for chunk in read_in_file_order(log, (*fields, *extra), bases, counts):
         clock.add(chunk)
         usable = chunk.filter(pl.col("rule").is_null())
+        if "stage" in usable.columns:
+            usable = usable.filter(pl.col("stage") == EXPOSED)
         counts.used += usable.height
         rows = _every(compact(usable, fields, columns), every)
         parts.append(rows)

@@ -149,7 +149,7 @@ class RowColumns:
         of_requests = [field for field in raw if field.side in REQUEST_SIDES]
         of_ads = [field for field in raw if field.side not in REQUEST_SIDES]
         self._requests = Slabs({"request_id": pa.string(), "time_s": pa.float64()}, of_requests)
-        self._ads = Slabs({"ad_id": pa.string(), "stage": pa.string()}, of_ads)
+        self._ads = Slabs({"ad_id": pa.string(), "stage": pa.string(), "sample_rate": pa.float64()}, of_ads)
 
     def request_cells(self, event: Request) -> Cells:
         """Return what rows and chains take from a request itself."""
@@ -166,7 +166,7 @@ class RowColumns:
     def put(self, cells: Cells, candidates: Sequence[Candidate]) -> tuple[Slab, int, Slab, int]:
         """Put a request and its candidates where rows and chains will take them from; return those places."""
         names = self._ads.names
-        ads = [(ad.ad_id, ad.stage, *map(ad.values.get, names)) for ad in candidates]
+        ads = [(ad.ad_id, ad.stage, ad.sample_rate, *map(ad.values.get, names)) for ad in candidates]
         return *self._requests.add([cells]), *self._ads.add(ads)
 
     def examples(self, left: Sequence[Left]) -> Columns:

@@ -162,7 +162,10 @@ def run_ope(
     """
     log = check_question(settings, question)
     table = joined_ads(settings, log, bases)
-    n_rows = sum(frame.height for frame in read_frames(settings, bases, RowCounts(), limit=limit))
+    counted = RowCounts()
+    for _ in read_frames(settings, bases, counted, limit=limit):
+        pass
+    n_rows = counted.used - counted.unexposed
     slides = Backtest(settings, read_arrivals(settings, bases, rows, limit=limit)).slides()
     found = judge_policies(settings, table, slides, question, n_rows=n_rows, on_slide=on_slide)
     return found | {"log": msgspec.to_builtins(rows)}

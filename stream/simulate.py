@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,7 @@ class World:
         self._duration_s = duration_s
         self.age = rng.integers(N_AGES, size=N_USERS)
         self.gender = rng.integers(N_GENDERS, size=N_USERS)
-        self.activity = _shares(rng.pareto(1.5, N_USERS) + 0.2)
+        self.activity = shares(rng.pareto(1.5, N_USERS) + 0.2)
         self.tastes = np.stack([self._draw_tastes(rng) for _ in range(2)])  # (2, U, D)
         self.demand = rng.normal(0.0, DEMAND_SD, (2, N_CATEGORIES))
         self.category_content = rng.normal(size=(N_CATEGORIES, WIDTH))
@@ -98,16 +98,19 @@ class World:
         Args:
             ad: Row of each impression's ad in `ads`.
         """
+        logit = self.click_logit(user, ads, ad, time_s) + (PLACEMENT_LOGITS[placement] + POSITION_LOGITS[position])
+        return probability(logit)
+
+    def click_logit(self, user: Ints, ads: Ads, ad: Ints, time_s: Floats) -> Floats:
+        """Return the logit of the true click probability apart from where the ad is shown, (N,)."""
         w = self.drift_weight(time_s)
         category = ads.category[ad]
         match = np.einsum("snd,nd->sn", self.tastes[:, user], ads.content[ad]) / math.sqrt(WIDTH)  # (2, N)
         moving = TASTE_WEIGHT * match + self.demand[:, category]  # (2, N)
         hour = (time_s - START_S) / HOUR_S % 24.0
         daily = 0.25 * np.cos(2.0 * np.pi * (hour - self.peak_hour[category]) / 24.0)
-        logit = BASE_LOGIT + (1.0 - w) * moving[0] + w * moving[1] + ads.quality[ad] + daily
-        logit += PLACEMENT_LOGITS[placement] + POSITION_LOGITS[position]
-        probability: Floats = 1.0 / (1.0 + np.exp(-logit))
-        return probability
+        logit: Floats = BASE_LOGIT + (1.0 - w) * moving[0] + w * moving[1] + ads.quality[ad] + daily
+        return logit
 
 
 class Ads:
@@ -126,10 +129,10 @@ class Ads:
         self.quality = world.advertiser_quality[self.advertiser] + rng.normal(0.0, QUALITY_SD, n_ads)
         self.budget = rng.pareto(1.5, n_ads) + 0.2  # how often it is shown
 
-    def alive_with(self, hour: int, new: Ads) -> Ads:
+    def alive_with(self, hour: int, new: Self) -> Self:
         """Return those that live on into `hour`, and the new ones behind them."""
         alive = self.ends_h > hour
-        joined = object.__new__(Ads)
+        joined = object.__new__(type(self))
         for name, values in vars(self).items():
             setattr(joined, name, np.concatenate([values[alive], getattr(new, name)]))
         return joined
@@ -189,12 +192,11 @@ def _impressions(world: World, ads: Ads, hour: int, rng: np.random.Generator) ->
     request_s = np.sort(START_S + HOUR_S * (hour + rng.random(n_requests))).round(3)
     user = rng.choice(N_USERS, size=n_requests, p=world.activity)[request]
     placement = rng.integers(N_PLACEMENTS, size=n_requests)[request]
-    ad = rng.choice(len(ads.number), size=len(request), p=_shares(ads.budget))
+    ad = rng.choice(len(ads.number), size=len(request), p=shares(ads.budget))
     time_s = request_s[request]
     true_ctr = world.click_probability(user, ads, ad, time_s, placement=placement, position=position)
     click = rng.random(len(request)) < true_ctr
-    slow = rng.random(len(request)) < SLOW_SHARE
-    delay_s = rng.exponential(np.where(slow, SLOW_S, FAST_S))
+    delay_s = click_delays(rng, len(request))
     frame = pl.DataFrame(
         {
             "time_s": time_s,
@@ -213,13 +215,30 @@ def _impressions(world: World, ads: Ads, hour: int, rng: np.random.Generator) ->
             "true_ctr": true_ctr,
         }
     )
-    named = {"gender": ("f", "m"), "placement": ("top", "side", "bottom")}
-    return frame.with_columns(
-        pl.col("click_time_s").fill_nan(None),
-        *(pl.col(name).replace_strict(range(len(names)), names) for name, names in named.items()),
-    )
+    return frame.with_columns(pl.col("click_time_s").fill_nan(None), *names_of("gender", "placement"))
 
 
-def _shares(weights: Floats) -> Floats:
-    shares: Floats = weights / weights.sum()
-    return shares
+NAMES = {"gender": ("f", "m"), "placement": ("top", "side", "bottom")}
+
+
+def names_of(*columns: str) -> list[pl.Expr]:
+    """Return the columns with the names that their numbers stand for."""
+    return [pl.col(name).replace_strict(range(len(NAMES[name])), NAMES[name]) for name in columns]
+
+
+def click_delays(rng: np.random.Generator, size: int) -> Floats:
+    """Return how long after its impression each click comes, seconds, (size,)."""
+    slow = rng.random(size) < SLOW_SHARE
+    return rng.exponential(np.where(slow, SLOW_S, FAST_S))
+
+
+def probability(logit: Floats) -> Floats:
+    """Return the probability that a logit stands for."""
+    found: Floats = 1.0 / (1.0 + np.exp(-logit))
+    return found
+
+
+def shares(weights: Floats) -> Floats:
+    """Return weights that sum to 1."""
+    found: Floats = weights / weights.sum()
+    return found

@@ -11,7 +11,7 @@ import base64
 import hmac
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -62,6 +62,7 @@ class Candidate(msgspec.Struct, gc=False):
     ad_id: str
     values: dict[str, Value] = {}
     stage: str = "exposed"
+    sample_rate: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
 
 
 class Request(msgspec.Struct, tag_field="type", tag="request"):

@@ -280,7 +280,7 @@ class Story:
             is_clicked = any(one.is_clicked or one.corrected is not None for one in shown.values())
             label = "clicked" if is_clicked else "exposed" if shown else "unexposed"
             own: dict[str, Any] = {"candidate": index, "ad_id": candidate.ad_id, "stage": candidate.stage}
-            own |= {"label": label, "position": min(shown, default=None)}
+            own |= {"sample_rate": candidate.sample_rate, "label": label, "position": min(shown, default=None)}
             candidates.append(own | _columns(candidate.values, self._candidate_fields))
         return Chain(values, candidates, asked.due_s, asked.offset)
 

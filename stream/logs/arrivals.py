@@ -22,6 +22,7 @@ import polars as pl
 from features.fields import COLUMN_PREFIX, Field, Side, raw_fields
 from stream.events import Candidate, Click, Event, Impression, Request, Tick, Value
 from stream.ledger import SlideEdges
+from stream.logs.columns import EXPOSED
 
 OPEN_END_S = 3.15e9  # an open last slide has no end; its tick needs one: a hundred years after the last row
 
@@ -124,13 +125,18 @@ def _requests(frame: pl.DataFrame, fields: Sequence[Field]) -> Iterator[tuple[Re
     columns = (frame[name].to_list() for name in ("request_id", "ad_id", "position", "time_s", "propensity"))
     impressions = list(map(Impression, *columns))
     item_values = _values(frame, fields, ("item", "creative"))
-    candidates = [Candidate(shown.ad_id, values) for shown, values in zip(impressions, item_values, strict=True)]
+    stages = frame["stage"].to_list() if "stage" in frame.columns else None
+    reached = (stages, frame["sample_rate"].to_list()) if stages else ()
+    candidates = list(map(Candidate, frame["ad_id"].to_list(), item_values, *reached))
     first = frame["request_id"].rle_id().diff().fill_null(1) != 0
     starts = first.arg_true().to_list()
     request_values = _values(frame.filter(first), fields, ("user", "context"))
     for (start, end), values in zip(pairwise([*starts, frame.height]), request_values, strict=True):
-        shown = impressions[start:end]
-        yield Request(shown[0].request_id, shown[0].time_s, candidates[start:end], values), shown
+        rows = impressions[start:end]
+        request = Request(rows[0].request_id, rows[0].time_s, candidates[start:end], values)
+        if stages:
+            rows = [row for row, stage in zip(rows, stages[start:end], strict=True) if stage == EXPOSED]
+        yield request, rows
 
 
 def _values(frame: pl.DataFrame, fields: Sequence[Field], sides: tuple[Side, ...]) -> Iterator[dict[str, Value]]:

@@ -13,6 +13,7 @@ the result depends on the chunk's values alone, so a column may have another typ
 | propensity | probability, f64 | numbers above 0 and not above 1 |
 | category | text | text; whole numbers without `.0`, so 1, 1.0 and "1.0" are one value; empty is missing |
 | categories | list of text | a list; text is split at each of `|` `,` `;` and white space |
+| stages | text | 0/1; the first column that has a 1, `exposed` for the first of all |
 | number | f64 | numbers, text that is a number; NaN and infinity are missing |
 """
 
@@ -20,13 +21,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
 from features.fields import Field, id_field, raw_fields
 from stream.events import ID_CHARS_MAX
 
+EXPOSED = "exposed"  # the stage of what was shown, whatever its column is called
 TimeUnit = Literal["s", "ms", "us", "iso"]
 
 TIME_MAX_S = 4_102_444_800.0  # the year 2100: later times are most often a wrong `time_unit`
@@ -48,14 +50,21 @@ def normalise(
     click_time: str,
     position: str,
     propensity: str,
+    stages: Sequence[str] = (),
+    sample_rate: str = "",
 ) -> pl.DataFrame:
     """Return the columns of `read_rows`, and `rule`: null where a row can be used; a position not given is null, too.
+
+    With `stages` also `stage` and `sample_rate`; a candidate that was not shown has no position, and no click whatever
+    the label says; its propensity is not looked at.
 
     Args:
         raw: A chunk of the log with its joins.
         label: Not looked at when `click_time` names a column: then a click is a row that has one.
         position: Empty: `position` stays null.
         propensity: Empty: each row was certain to be shown, 1.
+        stages: Columns that say how far a candidate came, the one that says that it was shown first.
+        sample_rate: Empty: the log holds all candidates.
     """
     time_s = seconds(raw[time], time_unit)
     columns = {"time_s": time_s} | {field.column: field_values(raw[field.name], field) for field in raw_fields(fields)}
@@ -71,15 +80,23 @@ def normalise(
     columns["propensity"] = numbers(raw[propensity]) if propensity else pl.Series([1.0] * raw.height, dtype=pl.Float64)
     item = id_field(fields, "item")
     assert item is not None, "check_fields asks for an item id"
+    if stages:
+        columns |= _funnel(columns, raw, stages, sample_rate)
     frame = pl.DataFrame([series.alias(name) for name, series in columns.items()])
-    return frame.with_columns(pl.col(item.column).alias("ad_id"), _rule(item.column)).select(
+    rule = _rule(item.column)
+    place = pl.col("place") if position else pl.lit(None)
+    if stages:
+        rule = _funnel_rule().otherwise(rule).alias("rule")
+        place = pl.when(pl.col("stage") == EXPOSED).then(place)
+    return frame.with_columns(pl.col(item.column).alias("ad_id"), rule).select(
         "rule",
         "time_s",
         pl.col("click").cast(pl.Int8),
         "click_time_s",
-        (pl.col("place") if position else pl.lit(None)).cast(pl.Int32, strict=False).alias("position"),
+        place.cast(pl.Int32, strict=False).alias("position"),
         "propensity",
         "ad_id",
+        *(("stage", "sample_rate") if stages else ()),
         *(field.column for field in raw_fields(fields)),
     )
 
@@ -106,6 +123,33 @@ def _rule(ad_id: str) -> pl.Expr:
         .otherwise(None)
         .alias("rule")
     )
+
+
+def _funnel_rule() -> Any:
+    """Return the beginning of a chain of rules: those of a log that holds what was not shown."""
+    return (
+        pl.when(pl.col("stage").is_null())
+        .then(pl.lit("no_stage"))
+        .when(~pl.col("sample_rate").is_between(0.0, 1.0, closed="right").fill_null(value=False))
+        .then(pl.lit("bad_sample_rate"))
+    )
+
+
+def _funnel(
+    columns: dict[str, pl.Series], raw: pl.DataFrame, stages: Sequence[str], sample_rate: str
+) -> dict[str, pl.Series]:
+    """Return `stage` and `sample_rate`, and what is changed by a candidate's not having been shown."""
+    reached = pl.lit(None, pl.String)
+    for number, name in reversed(list(enumerate(stages))):
+        reached = pl.when(pl.col(name)).then(pl.lit(name if number else EXPOSED)).otherwise(reached)
+    flags = pl.DataFrame([clicks(raw[name], None).alias(name) for name in stages])
+    stage = flags.select(reached.alias("stage"))["stage"]
+    unseen = (stage != EXPOSED).fill_null(value=False)
+    found = {name: columns[name].set(unseen, value=False) for name in ("click", "clicked")}
+    found |= {"click_time_s": columns["click_time_s"].set(unseen, None), "place": columns["place"].set(unseen, 0.0)}
+    found["propensity"] = columns["propensity"].set(unseen, 1.0)
+    rates = numbers(raw[sample_rate]) if sample_rate else pl.Series([1.0] * raw.height, dtype=pl.Float64)
+    return found | {"stage": stage, "sample_rate": rates}
 
 
 def unreadable(raw: pl.DataFrame, frame: pl.DataFrame, fields: Sequence[Field]) -> dict[str, int]:

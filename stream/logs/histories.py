@@ -68,7 +68,8 @@ class Histories:
         """Yield the rows with a column per history, a list of text, null where nothing is known.
 
         Args:
-            frames: Rows in time order: time_s, click_time_s (null: no click) and a column per field.
+            frames: Rows in time order: time_s, click_time_s (null: no click), position (null: not shown) and a column
+                per field.
         """
         if self._user is None or not self._columns:
             yield from frames
@@ -76,11 +77,13 @@ class Histories:
         for frame in frames:
             columns: list[list[list[str] | None]] = [[] for _ in self._columns]
             values = zip(*(frame[name].to_list() for name in self._of), strict=True)
-            rows = (frame[name].to_list() for name in (self._user.column, "time_s", "click_time_s"))
-            for user_id, time_s, click_s, shown in zip(*rows, values, strict=True):
+            rows = (frame[name].to_list() for name in (self._user.column, "time_s", "click_time_s", "position"))
+            for user_id, time_s, click_s, position, shown in zip(*rows, values, strict=True):
                 user = self._known(user_id, time_s)
                 for column, settled in zip(columns, user.settled, strict=True):
                     column.append(settled)
+                if position is None:  # a candidate that was not shown
+                    continue
                 settles_s = time_s + self._wait_s
                 is_late = click_s is not None and click_s > settles_s
                 insort(user.waiting, (settles_s, click_s is not None and not is_late, shown), key=_SOONEST)

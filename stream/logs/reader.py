@@ -36,17 +36,19 @@ class RowCounts(msgspec.Struct):
 
     Attributes:
         read: Rows read, those that are no rows included.
-        used: Rows that became impressions.
+        used: Rows that became impressions, or candidates that were not shown.
+        unexposed: How many of those were not shown.
         clicks: How many of those were clicked.
         unusable: Rows that were left out, by the rule that they break.
         unreadable: Values that are no number though their field is one, by field; they count as missing.
-        unmatched: Rows without a partner in a joined file, by file; the joined values are missing.
+        unmatched: Rows whose key has no partner in a joined file, by file; the joined values are missing.
         out_of_order: Rows sent later than their time allows; the ledger may find them too late.
         forgotten: Users whose histories began anew because too many were known.
     """
 
     read: int = 0
     used: int = 0
+    unexposed: int = 0
     clicks: int = 0
     unusable: dict[str, int] = {}
     unreadable: dict[str, int] = {}
@@ -125,7 +127,8 @@ def read_rows(
 ) -> Iterator[pl.DataFrame]:
     """Yield the usable rows: time_s, click, click_time_s, request_id, position, propensity, ad_id, raw fields.
 
-    A click whose time the log does not hold has one that is drawn.
+    With `[log] stages` also stage and sample_rate; a candidate that was not shown has no position. A click whose time
+    the log does not hold has one that is drawn.
 
     Args:
         counts: Counts up as rows are read; complete once the iterator is exhausted.
@@ -171,6 +174,7 @@ def _usable_rows(
             ready = ready.head(limit - counts.used)
         counts.used += ready.height
         counts.clicks += int(ready["click"].sum())
+        counts.unexposed += ready["position"].null_count()
         counts.out_of_order += int((ready["time_s"] < newest_s - disorder_s).sum())
         newest_s = max(newest_s, float(ready["time_s"][-1]))
         delay = log.click_delay_s
@@ -181,8 +185,8 @@ def _usable_rows(
 
 def _needed(log: LogSettings, fields: Sequence[Field]) -> tuple[str, ...]:
     label = log.click_time or log.label
-    optional = [name for name in (log.position, log.propensity) if name]
-    names = [log.time, label, *log.request, *optional, *(join.on for join in log.joins)]
+    optional = [name for name in (log.position, log.propensity, log.sample_rate) if name]
+    names = [log.time, label, *log.request, *optional, *log.stages, *(join.on for join in log.joins)]
     return tuple(dict.fromkeys([*names, *(field.name for field in fields)]))
 
 
@@ -208,6 +212,8 @@ def _check_kinds(log: LogSettings, fields: Sequence[Field], found: dict[str, pl.
     times = ("text", "time") if iso else ("number", "time", "text")
     rules: list[tuple[str, str, tuple[str, ...]]] = [(log.time, "time", times)]
     rules.append((log.click_time, "click_time", times) if log.click_time else (log.label, "label", ("number", "text")))
+    rules += [(name, "stages", ("number", "text")) for name in log.stages]
+    rules += [(log.sample_rate, "sample_rate", ("number", "text"))] if log.sample_rate else []
     rules += [(field.name, field.kind, _KINDS[field.kind]) for field in fields]
     for name, role, kinds in rules:
         if (kind := kind_of(found[name])) not in kinds:
@@ -239,7 +245,7 @@ class _JoinTable:
     def add_to(self, raw: pl.DataFrame, counts: RowCounts) -> pl.DataFrame:
         """Return the rows with the columns of this table, null where it has no partner."""
         keys = raw.with_columns(categories(raw[self.on]).alias(_KEY))
-        n_missing = keys.join(self._table, on=_KEY, how="anti").height
+        n_missing = keys.drop_nulls(_KEY).join(self._table, on=_KEY, how="anti").height
         if n_missing:
             _add(counts.unmatched, self.file, n_missing)
         return keys.join(self._table, on=_KEY, how="left", maintain_order="left").drop(_KEY)
@@ -294,6 +300,8 @@ def _normal_rows(
         click_time=log.click_time,
         position=log.position,
         propensity=log.propensity,
+        stages=log.stages,
+        sample_rate=log.sample_rate,
     )
     for name, count in unreadable(raw, frame, fields).items():
         _add(counts.unreadable, name, count)

@@ -14,10 +14,12 @@ import polars as pl
 import xxhash
 
 from features.fields import Field, raw_fields
-from stream.logs.columns import categories
+from stream.blocks import REQUEST_SIDES
+from stream.logs.columns import EXPOSED, categories
 
 # A request travels as one record, below 1 MB: text needs at most six bytes a byte in JSON (control characters).
 REQUEST_BYTES_MAX = 150_000
+CANDIDATE_BYTES = 30  # what a candidate has besides its values, likewise: keys and a number
 
 
 def request_ids(raw: pl.DataFrame, time_s: pl.Series, request: Sequence[str], n_before: int) -> pl.Series:
@@ -60,14 +62,26 @@ def whole_requests(frames: Iterator[pl.DataFrame], rows_max: int) -> Iterator[pl
 def in_order(frame: pl.DataFrame, fields: Sequence[Field]) -> tuple[pl.DataFrame, int]:
     """Return the rows by (time_s, request_id, position), without those too many for a record, and how many those are.
 
-    Positions that the log does not give count the rows of a request in the order in which they stand.
+    Positions that the log does not give count the rows of a request in the order in which they stand. Candidates that
+    were not shown have none and stand last.
     """
     number = pl.int_range(pl.len(), dtype=pl.Int32).over("request_id")
-    frame = frame.with_columns(pl.coalesce("position", number).alias("position"))
-    frame = frame.sort("time_s", "request_id", "position", maintain_order=True)
-    n_bytes = pl.sum_horizontal(_text_bytes(field) for field in raw_fields(fields)) + 40 * len(fields)
-    fits = frame.select((n_bytes.cum_sum().over("request_id") <= REQUEST_BYTES_MAX).alias("fits"))["fits"]
+    if "stage" in frame.columns:
+        number = pl.when(pl.col("stage") == EXPOSED).then(pl.col("stage").eq(EXPOSED).cum_sum().over("request_id") - 1)
+    frame = frame.with_columns(pl.coalesce("position", number.cast(pl.Int32)).alias("position"))
+    frame = frame.sort("time_s", "request_id", "position", maintain_order=True, nulls_last=True)
+    raw = raw_fields(fields)
+    of_row = _row_bytes([field for field in raw if field.side not in REQUEST_SIDES]) + CANDIDATE_BYTES
+    of_request = _row_bytes([field for field in raw if field.side in REQUEST_SIDES])
+    n_bytes = of_row.cum_sum().over("request_id") + of_request.max().over("request_id")
+    fits = frame.select((n_bytes <= REQUEST_BYTES_MAX).alias("fits"))["fits"]
     return frame.filter(fits), int((~fits).sum())
+
+
+def _row_bytes(fields: Sequence[Field]) -> pl.Expr:
+    """Return how many bytes of text are as long in JSON, at the worst, as the fields of a row with their names."""
+    names = sum(len(field.name.encode()) + 6 for field in fields) // 6 + len(fields)
+    return pl.sum_horizontal(pl.lit(names), *(_text_bytes(field) for field in fields))
 
 
 def _text_bytes(field: Field) -> pl.Expr:

@@ -56,6 +56,7 @@ CHAINS = Chains(
         "candidate": [0, 1, 0],
         "ad_id": ["a", "b", "c"],
         "stage": ["exposed", "matched", "exposed"],
+        "sample_rate": [1.0, 0.1, 1.0],
         "label": ["clicked", "unexposed", "exposed"],
         "position": [4, None, 0],
         "field.ad": ["a", "b", None],
@@ -103,7 +104,7 @@ def test_chains_come_back_one_row_per_candidate() -> None:
 def test_block_of_chains_may_be_empty_and_another_block_is_refused_as_chains() -> None:
     nothing = Chains({name: [] for name in CHAINS.requests}, [], {name: [] for name in CHAINS.candidates})
     _, frame = decode_chains(encode_chains(HEADER, nothing, chain_schema(FIELDS)))
-    assert (frame.height, frame.width) == (0, 14)
+    assert (frame.height, frame.width) == (0, 15)
     with pytest.raises(BlockError, match="a block of chains must have the column candidates, got none"):
         decode_chains(encode_block(HEADER, COLUMNS, row_schema(FIELDS)))
 

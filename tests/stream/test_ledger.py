@@ -207,20 +207,20 @@ def test_late_click_on_a_pending_impression_corrects_it_right_behind_its_row() -
     assert [settled_s for b in blocks for settled_s in b.rows["settled_s"]] == [11.0, 11.0]
 
 
-def chain(events: list[Event | EventError], **rules: Any) -> list[tuple[str, str, int | None, str]]:
+def chain(events: list[Event | EventError], *, more: tuple[str, ...] = (), **rules: Any) -> list[tuple[Any, ...]]:
     blocks = run(new_ledger(**rules), [*events, Tick(1000.0)])
     frames = [decode_chains(encode_chains(b.header, b.chains, CHAIN_SCHEMA))[1] for b in blocks]
-    return [row for frame in frames for row in frame.select("ad_id", "label", "position", "stage").rows()]
+    return [row for frame in frames for row in frame.select("ad_id", "label", "position", "stage", *more).rows()]
 
 
 def test_chain_says_what_became_of_each_candidate() -> None:
-    candidates = [Candidate("a"), Candidate("b"), Candidate("c", stage="preranked")]
+    candidates = [Candidate("a"), Candidate("b"), Candidate("c", stage="preranked", sample_rate=0.1)]
     events = [Request("r", 0.0, candidates), Impression("r", "a", 0, 1.0), Impression("r", "b", 1, 1.0)]
-    rows = chain([*events, Click("r", "b", 1, 2.0)])
+    rows = chain([*events, Click("r", "b", 1, 2.0)], more=("sample_rate",))
     assert rows == [
-        ("a", "exposed", 0, "exposed"),
-        ("b", "clicked", 1, "exposed"),
-        ("c", "unexposed", None, "preranked"),
+        ("a", "exposed", 0, "exposed", 1.0),
+        ("b", "clicked", 1, "exposed", 1.0),
+        ("c", "unexposed", None, "preranked", 0.1),
     ]
 
 

@@ -175,6 +175,22 @@ def test_without_a_table_of_ads_those_that_were_shown_are_candidates(config: Pat
     assert found["policies"]["uniform"]["snips"] == pytest.approx(with_table["policies"]["uniform"]["snips"])
 
 
+def test_candidates_that_were_not_shown_are_no_rows(config: Path) -> None:
+    config.write_text(
+        CONFIG.replace('label = "click"', 'label = "click"\nrequest = ["time"]\nstages = ["shown", "ranked"]')
+    )
+    log = pl.read_csv(config.parent / "log.csv").with_columns(shown=pl.lit(1), ranked=pl.lit(1))
+    log.write_csv(config.parent / "log.csv")
+    shown_alone = run(config, policies=("uniform", "greedy"))
+    unseen = log.with_columns(shown=pl.lit(0), click=pl.lit(0), p=pl.lit(None), ad=pl.lit("bad"))
+    pl.concat([log, unseen], how="vertical_relaxed").sort("time", maintain_order=True).write_csv(
+        config.parent / "log.csv"
+    )
+    found = run(config, policies=("uniform", "greedy"))
+    assert (found["rows"], found["policies"]) == (shown_alone["rows"], shown_alone["policies"])
+    assert found["log"]["unexposed"] == N_ROWS
+
+
 def test_rows_of_a_user_and_day_are_one_cluster(config: Path) -> None:
     assert run(config, cluster="user-day")["clusters"] == 7
     log = pl.read_csv(config.parent / "log.csv").with_columns(time=pl.col("time") * 40.0)  # a day has 1080 rows

@@ -234,3 +234,39 @@ def test_what_a_type_holds_has_a_plain_name(dtype: pl.DataType, kind: str) -> No
 
 def test_a_chunk_without_rows_is_no_special_case() -> None:
     assert normal(rows().clear()).height == 0
+
+
+STAGES = ("shown", "ranked", "matched")
+
+
+@pytest.mark.parametrize(
+    ("flags", "rate", "rule", "stage"),
+    [
+        ((1, 0, 0), "1", None, "exposed"),
+        ((1, 1, 0), "0.5", None, "exposed"),
+        ((0, 1, 1), "0.5", None, "ranked"),
+        ((0, 0, 1), "0.5", None, "matched"),
+        ((0, 0, 0), "1", "no_stage", None),
+        (("x", None, 0), "1", "no_stage", None),
+        ((0, 1, 0), "0", "bad_sample_rate", "ranked"),
+        ((0, 1, 0), "1.5", "bad_sample_rate", "ranked"),
+        ((0, 1, 0), None, "bad_sample_rate", "ranked"),
+    ],
+)
+def test_a_candidate_has_the_deepest_stage_it_reached(
+    flags: tuple[Any, ...], rate: str | None, rule: str | None, stage: str | None
+) -> None:
+    reached = {name: [flag] for name, flag in zip(STAGES, flags, strict=True)}
+    raw = rows().with_columns(place=pl.lit(3), rate=pl.lit(rate), **{k: pl.Series(v) for k, v in reached.items()})
+    frame = normal(raw, position="place", stages=STAGES, sample_rate="rate")
+    [row] = frame.to_dicts()
+    assert (row["rule"], row["stage"]) == (rule, stage)
+    if rule is None:
+        assert (row["position"], row["click"]) == ((3, 1) if stage == "exposed" else (None, 0))
+
+
+def test_what_was_not_shown_needs_no_label_no_click_time_no_place_and_no_propensity() -> None:
+    raw = rows(y=[None, None], at=[None, "soon"], place=[None, None], p=[None, 7], shown=[0, 0], ranked=[1, 1])
+    frame = normal(raw, label="y", position="place", propensity="p", stages=("shown", "ranked"))
+    assert frame.select("rule", "propensity").rows() == [(None, 1.0)] * 2
+    assert normal(raw, click_time="at", position="place", stages=("shown", "ranked"))["rule"].null_count() == 2

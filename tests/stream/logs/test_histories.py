@@ -34,7 +34,7 @@ Row = tuple[str | None, float, float | None, str | None]  # user, time, time of 
 
 def frame_of(rows: list[Row]) -> pl.DataFrame:
     columns = {"field.user": pl.String, "time_s": pl.Float64, "click_time_s": pl.Float64, "field.ad": pl.String}
-    return pl.DataFrame(rows, schema=columns, orient="row")
+    return pl.DataFrame(rows, schema=columns, orient="row").with_columns(position=pl.lit(0))
 
 
 def add(frames: list[pl.DataFrame]) -> pl.DataFrame:
@@ -82,6 +82,12 @@ def test_the_user_who_was_shown_nothing_for_longest_is_forgotten() -> None:
     frame = pl.concat(histories.added_to(iter([frame_of(rows)])))
     assert frame["field.clicked"].to_list() == [None, None, ["a"], None, ["a"], None]
     assert histories.forgotten == 2
+
+
+def test_what_was_not_shown_is_in_no_history_and_sees_what_was_known() -> None:
+    rows: list[Row] = [("u1", 0.0, None, "a"), ("u1", 0.0, None, "b"), ("u1", 30.0, None, "c"), ("u1", 30.0, None, "d")]
+    frame = frame_of(rows).with_columns(position=pl.Series([0, None, 0, None]))
+    assert add([frame])["field.skipped"].to_list() == [None, None, ["a"], ["a"]]
 
 
 def test_the_reader_makes_histories_of_the_files_other_columns(tmp_path: Path) -> None:
