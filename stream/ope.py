@@ -246,15 +246,10 @@ def _judge_slide(
     slide: Slide, snapshot: Snapshot, ads: pl.DataFrame, question: Question, rng: np.random.Generator
 ) -> Iterator[Judged]:
     frame, predictor = slide.frame.filter(pl.col("kind") != CORRECTION), Predictor(snapshot)
-    of_draws = thompson(*ad_posteriors(snapshot, ads), draws=THOMPSON_DRAWS, floor=THOMPSON_FLOOR, rng=rng)
+    choosers = _choosers(snapshot, ads, question, rng)
     for rows in frame.iter_slices(max(PAIRS_MAX // ads.height, 1)):
         scores = score_pairs(snapshot, predictor, rows, ads)  # (N, K)
-        probabilities: dict[Policy, Floats] = {
-            "uniform": uniform(scores.shape),
-            "greedy": epsilon_greedy(scores, 0.0),
-            "epsilon-greedy": epsilon_greedy(scores, question.epsilon),
-            "thompson": np.broadcast_to(of_draws, scores.shape),
-        }
+        probabilities = {name: choose(scores) for name, choose in choosers.items()}  # (N, K) each
         place = places(rows, ads)
         outside, shown = place < 0, (np.arange(rows.height), np.maximum(place, 0))
         yield Judged(
@@ -262,10 +257,25 @@ def _judge_slide(
             propensities=rows["propensity"].to_numpy(),
             clusters=_clusters(rows, snapshot.fields, question.cluster),
             predicted=np.where(outside, 0.0, scores[shown]),
-            chosen={name: np.where(outside, 0.0, probabilities[name][shown]) for name in question.policies},
-            expected={name: (probabilities[name] * scores).sum(axis=1) for name in question.policies},
+            chosen={name: np.where(outside, 0.0, one[shown]) for name, one in probabilities.items()},
+            expected={name: (one * scores).sum(axis=1) for name, one in probabilities.items()},
             outside=outside,
         )
+
+
+def _choosers(
+    snapshot: Snapshot, ads: pl.DataFrame, question: Question, rng: np.random.Generator
+) -> dict[Policy, Callable[[Floats], Floats]]:
+    """Return how each policy turns scores, (N, K), into probabilities."""
+    choosers: dict[Policy, Callable[[Floats], Floats]] = {
+        "uniform": lambda scores: uniform(scores.shape),
+        "greedy": lambda scores: epsilon_greedy(scores, 0.0),
+        "epsilon-greedy": lambda scores: epsilon_greedy(scores, question.epsilon),
+    }
+    if "thompson" in question.policies:
+        drawn = thompson(*ad_posteriors(snapshot, ads), draws=THOMPSON_DRAWS, floor=THOMPSON_FLOOR, rng=rng)
+        choosers["thompson"] = lambda scores: np.broadcast_to(drawn, scores.shape)
+    return {name: choosers[name] for name in question.policies}
 
 
 def _clusters(rows: pl.DataFrame, fields: Sequence[Field], cluster: Cluster) -> npt.NDArray[np.int64]:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from features.priors import Floats
 
+VALUES_MAX = 1_000_000  # drawn at a time: bounds the temporaries
+
 
 def uniform(shape: tuple[int, int]) -> Floats:
     """Return the probabilities of choosing blindly, (N, K)."""
@@ -51,7 +53,9 @@ def thompson(clicks: Floats, others: Floats, *, draws: int, floor: float, rng: n
     Source: Thompson, On the likelihood that one unknown probability exceeds another (1933); counting draws is the usual
     Monte Carlo, the floor is ours.
     """
-    best = rng.beta(clicks, others, (draws, len(clicks))).argmax(axis=1)
-    counted = np.bincount(best, minlength=len(clicks)) / draws
-    chosen: Floats = (1.0 - floor) * counted + floor / len(clicks)
+    counted, block = np.zeros(len(clicks)), max(VALUES_MAX // len(clicks), 1)
+    for first in range(0, draws, block):
+        best = rng.beta(clicks, others, (min(block, draws - first), len(clicks))).argmax(axis=1)
+        counted += np.bincount(best, minlength=len(clicks))
+    chosen: Floats = (1.0 - floor) * counted / draws + floor / len(clicks)
     return chosen

@@ -32,6 +32,11 @@ def test_thompson_chooses_as_often_as_a_draw_is_the_best() -> None:
     assert draw([5.0, 5.0], [50.0, 50.0]) == pytest.approx([0.5, 0.5], abs=0.01)
 
 
+def test_every_draw_is_counted_however_many_candidates_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.ope.policies.VALUES_MAX", 7)  # blocks of three draws, the last one of two
+    assert sum(draw([1.0, 2.0], [1.0, 1.0])) == pytest.approx(1.0)
+
+
 def test_a_candidate_that_no_draw_chose_keeps_its_share_of_the_blind_choices() -> None:
     assert draw([1.0, 900.0], [900.0, 1.0], floor=0.1) == pytest.approx([0.05, 0.95])
 
