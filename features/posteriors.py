@@ -107,6 +107,26 @@ def parent_rates(
     return rates
 
 
+def beta_posterior(
+    counts: Counts, keys: Keys, table: PriorTable, fields: Sequence[Field], levels: Sequence[str], *, of: Field
+) -> tuple[Floats, Floats]:
+    """Return the Beta posterior of one field's rate in the longest memory: clicks and others with its prior, (N,) each.
+
+    Args:
+        counts: What was known about the rows.
+        keys: (N, S).
+        table: Gives strengths and half-lives alone.
+        fields: The fields of the slots.
+        levels: Fields from fine to coarse; each backs off to the next.
+        of: One of the fields, with one value a row.
+    """
+    number = fields.index(of)
+    slot, h = field_slots(fields)[number].start, int(np.argmax(table.half_lives_s))
+    prior, strength = parent_rates(counts, keys, table, fields, levels)[:, slot, h], table.strength[number, h]
+    n, c = counts.n[:, slot, h], np.minimum(counts.c[:, slot, h], counts.n[:, slot, h])
+    return c + strength * prior, n - c + strength * (1.0 - prior)
+
+
 @dataclass(frozen=True)
 class _Posteriors:
     """Rates of some rows as logits, the shortest half-life first, slot by slot.

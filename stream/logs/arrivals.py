@@ -122,7 +122,7 @@ def _click_events(clicks: pl.DataFrame) -> Iterator[Click]:
 
 def _requests(frame: pl.DataFrame, fields: Sequence[Field]) -> Iterator[tuple[Request, list[Impression]]]:
     """Yield each request of a frame with its impressions; rows of one stand together, in order of position."""
-    columns = (frame[name].to_list() for name in ("request_id", "ad_id", "position", "time_s"))
+    columns = (frame[name].to_list() for name in ("request_id", "ad_id", "position", "time_s", "propensity"))
     impressions = list(map(Impression, *columns))
     item_values = _values(frame, fields, ("item", "creative"))
     stages = frame["stage"].to_list() if "stage" in frame.columns else None

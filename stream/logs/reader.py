@@ -125,7 +125,7 @@ def read_rows(
     limit: int | None = None,
     rows_max: int = ROWS_MAX,
 ) -> Iterator[pl.DataFrame]:
-    """Yield the usable rows: time_s, click, click_time_s, request_id, position, ad_id and a column per raw field.
+    """Yield the usable rows: time_s, click, click_time_s, request_id, position, propensity, ad_id, raw fields.
 
     With `[log] stages` also stage and sample_rate; a candidate that was not shown has no position. A click whose time
     the log does not hold has one that is drawn.
@@ -185,8 +185,8 @@ def _usable_rows(
 
 def _needed(log: LogSettings, fields: Sequence[Field]) -> tuple[str, ...]:
     label = log.click_time or log.label
-    names = [log.time, label, *log.request, *([log.position] if log.position else []), *(join.on for join in log.joins)]
-    names += [*log.stages, *([log.sample_rate] if log.sample_rate else [])]
+    optional = [name for name in (log.position, log.propensity, log.sample_rate) if name]
+    names = [log.time, label, *log.request, *optional, *log.stages, *(join.on for join in log.joins)]
     return tuple(dict.fromkeys([*names, *(field.name for field in fields)]))
 
 
@@ -299,6 +299,7 @@ def _normal_rows(
         label_at_least=log.label_at_least,
         click_time=log.click_time,
         position=log.position,
+        propensity=log.propensity,
         stages=log.stages,
         sample_rate=log.sample_rate,
     )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.fields import Field
-from features.posteriors import READ_ROWS, ROOT_INPUT, dense_inputs, dense_width, parent_rates, shares
+from features.posteriors import READ_ROWS, ROOT_INPUT, beta_posterior, dense_inputs, dense_width, parent_rates, shares
 from features.priors import STRENGTH_DEFAULT, Counts, PriorTable
 
 FINE, COARSE = Field("ad", "item"), Field("tags", "item", "categories", values_max=2)
@@ -50,6 +50,14 @@ def test_a_rate_leans_on_its_parent_by_its_strength() -> None:
     shorter, longer = dense[3:5]
     assert longer == pytest.approx(logit(posterior) - logit(overall), abs=1e-5)
     assert shorter == pytest.approx(0.0, abs=1e-6)  # no counts in the short memory: nothing beside the long one's
+
+
+@pytest.mark.parametrize("clicks", [15.0, 40.0])  # more clicks than impressions by late ones: as many
+def test_a_beta_posterior_holds_counts_and_prior_of_the_longest_memory(clicks: float) -> None:
+    counts = counts_of([[9.0, 30.0], *NOTHING[1:]], [[9.0, clicks], *NOTHING[1:]])
+    [of_clicks], [others] = beta_posterior(counts, KEYS, TABLE, FIELDS, (), of=FINE)
+    assert of_clicks == pytest.approx(min(clicks, 30.0) + STRENGTH_DEFAULT * 101 / 1002)
+    assert of_clicks + others == pytest.approx(30.0 + STRENGTH_DEFAULT)
 
 
 def test_a_short_memory_leans_on_the_long_one_of_the_same_value() -> None:

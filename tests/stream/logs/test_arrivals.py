@@ -36,6 +36,7 @@ def rows(*given: tuple[float, str, int, int] | tuple[float, str, int, int, float
             "time_s": [float(one[0]) for one in given],
             "request_id": [one[1] for one in given],
             "position": pl.Series([one[2] for one in given], dtype=pl.Int32),
+            "propensity": [1.0] * len(given),
             "ad_id": [f"ad{one[2]}" for one in given],
             "click": pl.Series([one[3] for one in given], dtype=pl.Int8),
             "click_time_s": pl.Series([one[4] if len(one) > 4 else None for one in given], dtype=pl.Float64),
@@ -70,6 +71,12 @@ def test_a_request_carries_its_values_and_goes_directly_before_its_impressions()
         Impression("r", "ad1", 1, 20.0),
     ]
     assert [request_id for request_id, _ in arrivals] == ["r", "r", "r", None]
+
+
+def test_an_impression_carries_its_propensity() -> None:
+    frame = rows((20, "r", 0, 0), (20, "r", 1, 0)).with_columns(propensity=pl.Series([0.25, 0.5]))
+    found = [event.propensity for _, event in events(frame) if isinstance(event, Impression)]
+    assert found == [0.25, 0.5]
 
 
 def test_clicks_come_at_their_own_time_after_the_rows_of_the_same_instant() -> None:

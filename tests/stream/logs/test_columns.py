@@ -41,7 +41,7 @@ def rows(**changed: list[Any]) -> pl.DataFrame:
 
 def normal(raw: pl.DataFrame, **changed: Any) -> pl.DataFrame:
     settings: dict[str, Any] = {"time": "t", "time_unit": "s", "label": "y", "label_at_least": None}
-    return normalise(raw, FIELDS, **(settings | {"click_time": "", "position": ""} | changed))
+    return normalise(raw, FIELDS, **(settings | {"click_time": "", "position": "", "propensity": ""} | changed))
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,22 @@ def test_what_is_present_is_neither_null_nor_nan_nor_empty() -> None:
 def test_a_usable_row_breaks_no_rule_and_has_all_columns() -> None:
     frame = normal(rows())
     assert frame.rows(named=True) == [
-        {"rule": None, "time_s": 10.0, "click": 1, "click_time_s": None, "position": None, "ad_id": "a"}
-        | {"field.user": "u", "field.ad": "a", "field.tags": ["x", "y"], "field.price": 2.5}
+        {"rule": None, "time_s": 10.0, "click": 1, "click_time_s": None, "position": None, "propensity": 1.0}
+        | {"ad_id": "a", "field.user": "u", "field.ad": "a", "field.tags": ["x", "y"], "field.price": 2.5}
     ]
-    assert frame.dtypes[1:6] == [pl.Float64, pl.Int8, pl.Float64, pl.Int32, pl.String]
+    assert frame.dtypes[1:7] == [pl.Float64, pl.Int8, pl.Float64, pl.Int32, pl.Float64, pl.String]
+
+
+@pytest.mark.parametrize("value", [None, 0.0, -0.1, 1.1, math.nan, "often"])
+def test_a_propensity_that_is_no_probability_is_a_rule_broken(value: Any) -> None:
+    frame = normal(rows().with_columns(p=pl.Series([value])), propensity="p")
+    assert frame["rule"].to_list() == ["bad_propensity"]
+
+
+@pytest.mark.parametrize("value", [1, 1e-6, "0.25"])
+def test_a_propensity_is_a_number_above_0_and_not_above_1(value: Any) -> None:
+    frame = normal(rows().with_columns(p=pl.Series([value])), propensity="p")
+    assert frame.select("rule", "propensity").rows() == [(None, float(value))]
 
 
 @pytest.mark.parametrize(
@@ -253,8 +265,8 @@ def test_a_candidate_has_the_deepest_stage_it_reached(
         assert (row["position"], row["click"]) == ((3, 1) if stage == "exposed" else (None, 0))
 
 
-def test_what_was_not_shown_needs_no_label_no_click_time_and_no_place() -> None:
-    raw = rows(y=[None, None], at=[None, "soon"], place=[None, None], shown=[0, 0], ranked=[1, 1])
-    frame = normal(raw, label="y", position="place", stages=("shown", "ranked"))
-    assert frame["rule"].to_list() == [None, None]
+def test_what_was_not_shown_needs_no_label_no_click_time_no_place_and_no_propensity() -> None:
+    raw = rows(y=[None, None], at=[None, "soon"], place=[None, None], p=[None, 7], shown=[0, 0], ranked=[1, 1])
+    frame = normal(raw, label="y", position="place", propensity="p", stages=("shown", "ranked"))
+    assert frame.select("rule", "propensity").rows() == [(None, 1.0)] * 2
     assert normal(raw, click_time="at", position="place", stages=("shown", "ranked"))["rule"].null_count() == 2

