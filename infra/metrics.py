@@ -17,7 +17,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import start_http_server
 from prometheus_client.registry import Collector
 
-ROUTES = ("rank", "events", "healthz", "readyz", "metrics", "other")
+ROUTES = ("rank", "events", "healthz", "readyz", "metrics", "openapi", "other")
+# A ranking request was let in, refused because the queue was full, or dropped because it had waited too long.
+ADMISSIONS = ("admitted", "full", "stale")
 EVENT_TYPES = ("request", "impression", "click")
 EVENT_OUTCOMES = ("written", "refused", "unavailable")
 SNAPSHOT_OUTCOMES = ("swapped", "refused", "unreachable")
@@ -105,6 +107,15 @@ class ServeMetrics:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
+        self.admissions = Counter(
+            "freshrank_rank_admissions_total",
+            "Ranking requests by what the queue made of them",
+            ["outcome"],
+            registry=registry,
+        )
+        self.queued = Gauge(
+            "freshrank_rank_queue_count", "Ranking requests that wait for their turn", registry=registry
+        )
         self.candidates = Histogram(
             "freshrank_rank_candidates_count",
             "Candidates per ranking request",
@@ -158,6 +169,7 @@ class ServeMetrics:
             ["topic"],
             registry=registry,
         )
+        _preset(self.admissions, ADMISSIONS)
         _preset(self.events, EVENT_TYPES, EVENT_OUTCOMES)
         _preset(self.snapshots, SNAPSHOT_OUTCOMES)
         _preset(self.records, FOLLOWED, RECORD_OUTCOMES)
