@@ -30,6 +30,7 @@ from models.registry import Registry
 from models.serving.admission import Admission
 from models.serving.app import make_app
 from models.serving.catalog import Catalog
+from models.serving.connection import Connection
 from models.serving.pipeline import Pipeline, Sign
 from models.serving.rank import Scorer
 from models.serving.refresh import Refresher
@@ -267,6 +268,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

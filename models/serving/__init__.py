@@ -12,5 +12,6 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     admission.py E the queue in front of ranking
     routes.py C the routes, their codes and types
     openapi.py C the routes and types as a document
+    connection.py E an end to every wait for the other side
     app.py E the HTTP side
 """

@@ -23,7 +23,7 @@ class Connection(HttpToolsProtocol):
 
     _idle: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    _head: _Head | None = None  # while one comes in
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Begin to wait for a head."""
@@ -31,18 +31,24 @@ class Connection(HttpToolsProtocol):
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; those of a head are counted."""
+        """Take bytes; those that are nothing but more of the same head are counted."""
+        head = self._head
         super().data_received(data)
-        if self._idle is None or self.transport.is_closing():
+        if head is None or head is not self._head:
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > HEAD_BYTES_MAX:
+        head.n_bytes += len(data)
+        if head.n_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
             self.send_400_response(f"The head of a request must be at most {HEAD_BYTES_MAX} bytes.")
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        super().on_message_begin()
+        self._head = _Head()
 
     def on_headers_complete(self) -> None:
         """Stop waiting: there is a request."""
+        self._head = None
         _cancel(self._idle)
-        self._idle = None
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
@@ -70,9 +76,12 @@ class Connection(HttpToolsProtocol):
 
     def _wait_for_head(self) -> None:
         _cancel(self._idle)
-        self._head_bytes = 0
         # Not `close`: that would wait for the other side to take what was written.
         self._idle = self.loop.call_later(IDLE_S_MAX, self.transport.abort)
+
+
+class _Head:
+    n_bytes = 0
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

@@ -20,6 +20,7 @@ from models.registry import Registry
 from models.serving.admission import Admission
 from models.serving.app import make_app
 from models.serving.catalog import Catalog
+from models.serving.connection import Connection
 from models.serving.pipeline import Pipeline
 from models.serving.rank import Scorer
 from models.serving.refresh import Refresher
@@ -124,8 +125,8 @@ def ready_service(registry_dir: Path, **changed: Any) -> Service:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(uvicorn.Config(app, log_config=None, lifespan="off", ws="none"))
+    def __init__(self, app: ASGIApp, http: type[Connection]) -> None:
+        super().__init__(uvicorn.Config(app, http=http, log_config=None, lifespan="off", ws="none"))
         self.is_up = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -134,10 +135,10 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(app: Any) -> AsyncIterator[tuple[str, int]]:
+async def listening(app: Any, http: type[Connection] = Connection) -> AsyncIterator[tuple[str, int]]:
     """A real HTTP server around an app, on a port that was free."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = _Server(app)
+        server = _Server(app, http)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.is_up.wait()
         try:
