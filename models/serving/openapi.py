@@ -3,8 +3,9 @@
 Owns how those become a document. Must not hold a schema of its own: a description is the type's docstring, a limit the
 type's or the deployment's.
 
-Invariants: what the document allows the service accepts, but for two rules that JSON Schema cannot say and the
-descriptions do: an ad stands once among the candidates, and an event's time is not ahead of now.
+Invariants: what the document allows the service accepts, but for three rules that JSON Schema cannot say and the
+descriptions do: an ad stands once among the candidates, an event's time is not ahead of now, and a whole number is
+written as one (JSON Schema takes 3.0 for 3).
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def to_openapi(fields: Sequence[Field], limits: Limits, *, has_keys: bool) -> Js
         "info": {
             "title": "freshrank",
             "version": "1",
-            "description": f"Bodies hold at most {limits.body_bytes_max} bytes. A refusal says what, rule and got.",
+            "description": f"Bodies hold at most {limits.body_bytes_max} bytes. A whole number is written without a"
+            " point. A refusal says what, rule and got.",
         },
         "paths": {r.path: {r.method.lower(): _operation(r, fields, schemas, has_keys=has_keys)} for r in ROUTES},
         "components": {"schemas": schemas.components},

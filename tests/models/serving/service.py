@@ -90,11 +90,12 @@ class Service:
             counts_max=counts_max,
             sample=lambda: self.pipeline.sample,
         )
+        self.admission = Admission(self.metrics, concurrent_max=concurrent_max, queue_max=queue_max, stale_s=stale_s)
         self.app = make_app(
             self.pipeline,
             self.log.publish,
             self.metrics,
-            Admission(self.metrics, concurrent_max=concurrent_max, queue_max=queue_max, stale_s=stale_s),
+            self.admission,
             fields=FIELDS,
             limits=LIMITS,
             key_hashes=key_hashes,
