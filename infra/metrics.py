@@ -99,6 +99,10 @@ class ServeMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register the group."""
         self.registry = registry
+        self._register_requests(registry)
+        self._register_followed(registry)
+
+    def _register_requests(self, registry: CollectorRegistry) -> None:
         self.answers = Counter("freshrank_answers_total", "HTTP answers", ["route", "status"], registry=registry)
         self.rank_latency_s = Histogram(
             "freshrank_rank_latency_seconds",
@@ -128,6 +132,10 @@ class ServeMetrics:
             ["type", "outcome"],
             registry=registry,
         )
+        _preset(self.admissions, ADMISSIONS)
+        _preset(self.events, EVENT_TYPES, EVENT_OUTCOMES)
+
+    def _register_followed(self, registry: CollectorRegistry) -> None:
         self.snapshots = Counter(
             "freshrank_snapshot_swaps_total", "Snapshots brought in or not", ["outcome"], registry=registry
         )
@@ -169,8 +177,6 @@ class ServeMetrics:
             ["topic"],
             registry=registry,
         )
-        _preset(self.admissions, ADMISSIONS)
-        _preset(self.events, EVENT_TYPES, EVENT_OUTCOMES)
         _preset(self.snapshots, SNAPSHOT_OUTCOMES)
         _preset(self.records, FOLLOWED, RECORD_OUTCOMES)
         _preset(self.failures, FOLLOWED)

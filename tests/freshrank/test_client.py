@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from freshrank.client import AsyncClient, Click, Client, Impression, NamedAd, Re
 from models.serving.keys import hash_of, to_key
 from models.serving.openapi import to_openapi
 from tests.models.serving.service import LIMITS, NOW_S, Service, listening, ready_service
+from tests.test_repo import ROOT
 
 KEY = to_key(bytes(32))
 # What a schema says beyond the shape: words, and limits, which the service checks.
@@ -167,6 +169,16 @@ async def test_where_nobody_listens_nobody_is_reached(kind: Any) -> None:
     with pytest.raises(Unreachable, match=r"/readyz must be answered within 5 s, got ConnectError"):
         await ask(client, "ready")
     await close(client)
+
+
+async def test_the_example_of_the_documentation_runs(
+    url: str, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text("utf-8"), re.DOTALL)
+    example = example.replace("http://127.0.0.1:8080", url).replace("freshrank_...", KEY)
+    await asyncio.to_thread(exec, example, {})
+    assert [type(event).__name__ for event in service.log.events] == ["Served", "Impression", "Click"]
 
 
 @pytest.mark.parametrize("changed", [{"timeout_s": 0.0}, {"retries": -1}])

@@ -16,6 +16,7 @@ from models.serving.openapi import to_openapi
 from models.serving.routes import ROUTES
 from tests.models.serving.service import LIMITS, Service, ready_service
 from tests.models.serving.trained import FIELDS
+from tests.test_repo import ROOT
 
 KEYED = to_openapi(FIELDS, LIMITS, has_keys=True)
 SCHEMAS = KEYED["components"]["schemas"]
@@ -104,6 +105,13 @@ def test_a_key_is_asked_for_where_the_deployment_does(*, has_keys: bool) -> None
     }
     assert asking == refusing == ({"/v1/rank", "/v1/events", "/openapi.json"} if has_keys else set())
     assert ("securitySchemes" in document["components"]) is has_keys
+
+
+def test_the_documentation_lists_every_route_with_its_answers() -> None:
+    lines = (ROOT / "docs/api.md").read_text("utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith(("| `GET", "| `POST"))]
+    said = {row[0].strip("`"): {int(status) for status in row[-1].split(", ")} for row in rows}
+    assert said == {f"{route.method} {route.path}": {*route.replies} for route in ROUTES}
 
 
 def test_metrics_know_every_route_and_no_other() -> None:
