@@ -50,8 +50,9 @@ async def test_who_comes_first_is_first_and_no_more_are_worked_on_than_may_be() 
     assert desk.count("freshrank_rank_queue_count") == 2.0
     for name, working in (("b", "abc"), ("a", "abcd")):
         desk.leave[name].set()
-        while desk.working != list(working):  # noqa: ASYNC110  # until the loop has come to it
-            await asyncio.sleep(0)
+        async with asyncio.timeout(5.0):
+            while desk.working != list(working):  # noqa: ASYNC110  # until the loop has come to it
+                await asyncio.sleep(0)
     for name in "cd":
         desk.leave[name].set()
     await asyncio.gather(*tasks)
