@@ -17,7 +17,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import start_http_server
 from prometheus_client.registry import Collector
 
-ROUTES = ("rank", "events", "healthz", "readyz", "metrics", "other")
+ROUTES = ("rank", "events", "healthz", "readyz", "metrics", "openapi", "other")
+# A ranking request was let in, refused because the queue was full, or dropped because it had waited too long.
+ADMISSIONS = ("admitted", "full", "stale")
 EVENT_TYPES = ("request", "impression", "click")
 EVENT_OUTCOMES = ("written", "refused", "unavailable")
 SNAPSHOT_OUTCOMES = ("swapped", "refused", "unreachable")
@@ -97,6 +99,10 @@ class ServeMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register the group."""
         self.registry = registry
+        self._register_requests(registry)
+        self._register_followed(registry)
+
+    def _register_requests(self, registry: CollectorRegistry) -> None:
         self.answers = Counter("freshrank_answers_total", "HTTP answers", ["route", "status"], registry=registry)
         self.rank_latency_s = Histogram(
             "freshrank_rank_latency_seconds",
@@ -104,6 +110,15 @@ class ServeMetrics:
             ["stage"],
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
+        )
+        self.admissions = Counter(
+            "freshrank_rank_admissions_total",
+            "Ranking requests by what the queue made of them",
+            ["outcome"],
+            registry=registry,
+        )
+        self.queued = Gauge(
+            "freshrank_rank_queue_count", "Ranking requests that wait for their turn", registry=registry
         )
         self.candidates = Histogram(
             "freshrank_rank_candidates_count",
@@ -117,6 +132,10 @@ class ServeMetrics:
             ["type", "outcome"],
             registry=registry,
         )
+        _preset(self.admissions, ADMISSIONS)
+        _preset(self.events, EVENT_TYPES, EVENT_OUTCOMES)
+
+    def _register_followed(self, registry: CollectorRegistry) -> None:
         self.snapshots = Counter(
             "freshrank_snapshot_swaps_total", "Snapshots brought in or not", ["outcome"], registry=registry
         )
@@ -158,7 +177,6 @@ class ServeMetrics:
             ["topic"],
             registry=registry,
         )
-        _preset(self.events, EVENT_TYPES, EVENT_OUTCOMES)
         _preset(self.snapshots, SNAPSHOT_OUTCOMES)
         _preset(self.records, FOLLOWED, RECORD_OUTCOMES)
         _preset(self.failures, FOLLOWED)

@@ -271,7 +271,19 @@ class GateSettings(_Section, frozen=True):
 
 
 class ServeSettings(_Section, frozen=True):
-    """[serve]: the ranking service and its limits."""
+    """[serve]: the ranking service and its limits.
+
+    Attributes:
+        candidates_max: Ads of a ranking request.
+        events_max: Events of a list.
+        body_bytes_max: Bytes of a body.
+        top: Ads of an answer when the request does not say.
+        concurrent_max: Ranking requests that are worked on at once: scored, or waiting for Kafka.
+        queue_max: Ranking requests that may wait for their turn; beyond it they are answered 429.
+        stale_s: How long one may wait; then it is answered 429 and not worked on.
+        api_keys_env: The variable that holds the hashes of the keys that callers may have (`freshrank key`), with
+            commas between; empty: callers need no key.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -279,6 +291,10 @@ class ServeSettings(_Section, frozen=True):
     events_max: int = 1000
     body_bytes_max: int = 4_000_000
     top: int = 20
+    concurrent_max: int = 32
+    queue_max: int = 256
+    stale_s: float = 1.0
+    api_keys_env: str = ""
 
 
 class KafkaSettings(_Section, frozen=True):
@@ -488,6 +504,29 @@ def token_keys(settings: Settings) -> tuple[bytes, ...]:
     if not keys:
         raise SettingsError(f"[ledger] token_key_env must name a variable that holds keys, got none in {name}; set it")
     return keys
+
+
+def api_key_hashes(settings: Settings) -> tuple[bytes, ...]:
+    """Return the SHA-256 hashes of the keys that callers of the ranking service may have; empty when none is demanded.
+
+    Raises:
+        SettingsError: If `[serve] api_keys_env` names a variable that holds none, or something else; it is not shown,
+            because it may be a key.
+    """
+    name = settings.serve.api_keys_env
+    if not name:
+        return ()
+    hashes = [one.strip() for one in os.environ.get(name, "").split(",") if one.strip()]
+    rule = "[serve] api_keys_env must name a variable that holds hashes of keys"
+    if not hashes:
+        raise SettingsError(f"{rule}, got none in {name}; make one with `freshrank key`")
+    for number, one in enumerate(hashes, start=1):
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", one):
+            raise SettingsError(
+                f"{rule}, 64 hexadecimal digits each, got {len(one)} characters as number {number} in {name};"
+                " put the second line of `freshrank key` there, not the key itself"
+            )
+    return tuple(bytes.fromhex(one) for one in hashes)
 
 
 def registry_url(settings: Settings) -> str:
@@ -776,7 +815,7 @@ _POSITIVE = {  # numbers that must be > 0
     "update": ("batch_rows", "threads", "learning_rate", "embedding_learning_rate", "n0", "confidence_margin"),
     "prerank": ("keep", "dim", "batch_rows", "learning_rate", "embedding_learning_rate"),
     "gate": ("alpha", "buckets", "evidence_clip", "harm_max"),
-    "serve": ("candidates_max", "events_max", "body_bytes_max", "top"),
+    "serve": ("candidates_max", "events_max", "body_bytes_max", "top", "concurrent_max", "stale_s"),
     "kafka": ("partitions",),
     "store": ("push_s", "max_age_s", "users_max"),
     "registry": ("keep",),
@@ -789,7 +828,7 @@ _AT_LEAST_ZERO = {  # and >= 0
     "update": ("seed", "beta", "confidence_share", "rows_max"),
     "prerank": ("rows_max", "gate_penalty"),
     "gate": ("margin", "slice_margin", "rollback_wait", "clicks_min"),
-    "serve": ("port",),
+    "serve": ("port", "queue_max"),
     "kafka": ("max_delay_s", "max_ahead_s", "retention_s"),
 }
 

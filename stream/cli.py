@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
@@ -174,6 +175,20 @@ def serve(
 
         dictConfig(LOGGING)
         asyncio.run(run(settings, find_cluster(settings).bootstrap_servers, port=port))
+
+
+@app.command()
+def key(json: Json = None) -> None:
+    """Make a key for callers of the ranking service, and the hash of it that the service is given."""
+    with _clear_errors():
+        from models.serving.keys import KEY_BYTES, hash_of, to_key
+
+        made = to_key(secrets.token_bytes(KEY_BYTES))
+        found = {"key": made, "sha256": hash_of(made).hex()}
+        if json is not None:
+            _write_json(json, found)
+        else:
+            sys.stdout.write("".join(f"{name} {value}\n" for name, value in found.items()))
 
 
 @app.command()

@@ -30,6 +30,7 @@ from features.fields import Field, id_field
 from features.priors import CORRECTION, Floats
 from infra.settings import LogSettings, Settings, SettingsError
 from models.batch import Predictor
+from models.click_task import ClickTask
 from models.ope.candidates import ad_fields, ad_posteriors, places, score_pairs
 from models.ope.estimates import Logged, Weights, dr, ips, logged_rate, snips, weigh
 from models.ope.policies import epsilon_greedy, thompson, uniform
@@ -193,7 +194,7 @@ def judge_policies(
     Raises:
         SettingsError: If nothing is left to judge, or there are too many candidates.
     """
-    learner, rng = Learner(new_plan(settings)), np.random.default_rng(question.seed)
+    learner, rng = Learner(ClickTask(new_plan(settings))), np.random.default_rng(question.seed)
     ads, n_learnt, judged = table, 0, list[Judged]()
     for slide in slides:
         ads = _with_shown(ads, slide, settings.fields, is_closed=table is not None)

@@ -25,14 +25,16 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from prometheus_client import CollectorRegistry
 
 from infra.metrics import ServeMetrics
-from infra.settings import Settings, registry_url
+from infra.settings import Settings, api_key_hashes, registry_url
 from models.registry import Registry
+from models.serving.admission import Admission
 from models.serving.app import make_app
 from models.serving.catalog import Catalog
+from models.serving.connection import Connection
 from models.serving.pipeline import Pipeline, Sign
 from models.serving.rank import Scorer
 from models.serving.refresh import Refresher
-from models.serving.schema import Readiness
+from models.serving.schema import Limits, Readiness
 from models.swap import Holder
 from models.train import use_threads
 from stream.announcement import decode_announcement
@@ -88,6 +90,25 @@ def _signer(settings: Settings) -> Sign:
     return lambda request_id, ad_id, position, time_s: tokens.sign(request_id, ad_id, position, time_s=time_s)
 
 
+def _admission(settings: Settings, metrics: ServeMetrics) -> Admission:
+    return Admission(
+        metrics,
+        concurrent_max=settings.serve.concurrent_max,
+        queue_max=settings.serve.queue_max,
+        stale_s=settings.serve.stale_s,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        candidates_max=settings.serve.candidates_max,
+        top=settings.serve.top,
+        events_max=settings.serve.events_max,
+        body_bytes_max=settings.serve.body_bytes_max,
+        ahead_max_s=settings.kafka.max_ahead_s,
+    )
+
+
 class _Service:
     """The parts of the service, put together, and what they take from the followed topics."""
 
@@ -125,11 +146,12 @@ class _Service:
             self._pipeline,
             writer.publish,
             metrics,
+            _admission(settings, metrics),
+            fields=settings.fields,
+            limits=_limits(settings),
+            key_hashes=api_key_hashes(settings),
             readiness=self.readiness,
             now_s=self.now_s,
-            body_bytes_max=settings.serve.body_bytes_max,
-            events_max=settings.serve.events_max,
-            ahead_max_s=settings.kafka.max_ahead_s,
         )
 
     def now_s(self) -> float:
@@ -246,6 +268,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

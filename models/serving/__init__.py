@@ -8,5 +8,10 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     rank.py C candidates to probabilities to an order
     pipeline.py E one request from candidates to answer
     refresh.py E brings new snapshots in
+    keys.py C who may ask
+    admission.py E the queue in front of ranking
+    routes.py C the routes, their codes and types
+    openapi.py C the routes and types as a document
+    connection.py E an end to every wait for the other side
     app.py E the HTTP side
 """

@@ -1,39 +1,49 @@
 """The HTTP side of the ranking service.
 
-Owns routes, limits on bodies, status codes and the JSON of every refusal. Must not know Kafka or models: it is handed
-a pipeline, a way to publish and how ready it is.
+Owns how the routes are answered: who may ask, bodies, status codes and the JSON of every refusal. Must not know Kafka
+or models: it is handed a pipeline, a way to publish and how ready it is.
 
 Invariants: whatever a caller sends, the answer is below 500, in JSON, and says what, rule and got; what cannot be done
-now is a 503 with Retry-After; a body is never held beyond its limit, whatever its Content-Length says.
+now is a 429 or a 503 with Retry-After; a body is never held beyond its limit, whatever its Content-Length says; a body
+that is still on its way takes no place from those that are there; of a caller without a key no body is read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
+from starlette import routing
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from features.fields import Field
 from infra.metrics import ServeMetrics, expose
+from models.serving.admission import Admission, Overloaded
 from models.serving.bodies import read_events
+from models.serving.keys import is_allowed
+from models.serving.openapi import to_openapi
 from models.serving.pipeline import Pipeline, Publish, Unavailable
-from models.serving.schema import ClientEvent, EventResult, EventsAnswer, Fault, Readiness, Rejected
+from models.serving.routes import ROUTES
+from models.serving.schema import (
+    ClientEvent,
+    EventResult,
+    EventsAnswer,
+    Fault,
+    Health,
+    Limits,
+    Readiness,
+    Refusal,
+    Rejected,
+)
 
 BODY_WAIT_S = 10.0  # chosen by hand: a body that takes longer is not a caller who waits for a ranking
 RETRY_AFTER_S = 1
-_ROUTES = {
-    "/v1/rank": "rank",
-    "/v1/events": "events",
-    "/healthz": "healthz",
-    "/readyz": "readyz",
-    "/metrics": "metrics",
-}
+_NAMES = {route.path: route.name for route in ROUTES}
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -42,34 +52,44 @@ def make_app(
     pipeline: Pipeline,
     publish: Publish,
     metrics: ServeMetrics,
+    admission: Admission,
     *,
+    fields: Sequence[Field],
+    limits: Limits,
+    key_hashes: Sequence[bytes],
     readiness: Callable[[], Readiness],
     now_s: Callable[[], float],
-    body_bytes_max: int,
-    events_max: int,
-    ahead_max_s: float,
 ) -> ASGIApp:
     """Return the service as an ASGI application.
 
     Args:
+        pipeline: Ranks.
+        publish: Takes events.
+        metrics: Counts.
+        admission: Gives rankings their turn.
+        fields: Of the deployment.
+        limits: On what one request may hold.
+        key_hashes: Of the keys that callers may have; none: no key is asked for.
         readiness: Says what is missing.
         now_s: Event time of what happens now.
-        ahead_max_s: How far beyond it the time of an event from outside may lie.
     """
+    document = to_openapi(fields, limits, has_keys=bool(key_hashes))
 
     async def rank(request: Request) -> Response:
-        return _json(await pipeline.rank(await _body(request, body_bytes_max)))
+        body = await _body(request, limits.body_bytes_max)
+        async with admission.place():
+            return _json(await pipeline.rank(body))
 
     async def events(request: Request) -> Response:
-        body = await _body(request, body_bytes_max)
-        read = read_events(body, events_max=events_max, now_s=now_s(), ahead_max_s=ahead_max_s)
+        body = await _body(request, limits.body_bytes_max)
+        read = read_events(body, events_max=limits.events_max, now_s=now_s(), ahead_max_s=limits.ahead_max_s)
         answer = await _publish_all(read, publish)
         if answer.error is not None:
-            return _come_back(answer)
+            return _come_back(answer, 503)
         return _json(answer, 200 if answer.accepted else 400)
 
     async def healthz(_: Request) -> Response:
-        return _json({"status": "ok"})
+        return _json(Health())
 
     async def readyz(_: Request) -> Response:
         found = readiness()
@@ -79,16 +99,29 @@ def make_app(
         content, media_type = expose(metrics.registry)
         return Response(content, media_type=media_type)
 
+    async def openapi(_: Request) -> Response:
+        return _json(document)
+
+    endpoints: dict[str, Endpoint] = {
+        "rank": rank,
+        "events": events,
+        "healthz": healthz,
+        "readyz": readyz,
+        "metrics": exported,
+        "openapi": openapi,
+    }
     app = Starlette(
         routes=[
-            Route("/v1/rank", rank, methods=["POST"]),
-            Route("/v1/events", events, methods=["POST"]),
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-            Route("/metrics", exported),
+            routing.Route(
+                route.path,
+                endpoints[route.name] if route.is_open or not key_hashes else _keyed(endpoints[route.name], key_hashes),
+                methods=[route.method],
+            )
+            for route in ROUTES
         ],
         exception_handlers={
             Rejected: _rejected,
+            Overloaded: _overloaded,
             Unavailable: _unavailable,
             HTTPException: _no_such,
             ClientDisconnect: _gone,
@@ -96,6 +129,21 @@ def make_app(
         },
     )
     return _CountAnswers(app, metrics)
+
+
+def _keyed(endpoint: Endpoint, hashes: Sequence[bytes]) -> Endpoint:
+    """Return the endpoint for callers with a key of one of the hashes; what others sent as a key is shown to nobody."""
+
+    async def checked(request: Request) -> Response:
+        said = request.headers.get("authorization", "")
+        if is_allowed(said, hashes):
+            return await endpoint(request)
+        rule = "must be `Bearer KEY`, with a key of this deployment"
+        response = _error(Fault("authorization", rule, "something else" if said else "nothing"), 401)
+        response.headers["www-authenticate"] = 'Bearer realm="freshrank"'
+        return response
+
+    return checked
 
 
 class _CountAnswers:
@@ -108,7 +156,7 @@ class _CountAnswers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = _ROUTES.get(scope["path"], "other")
+                route = _NAMES.get(scope["path"], "other")
                 self._metrics.answers.labels(route, str(message["status"])).inc()
             await send(message)
 
@@ -173,7 +221,7 @@ def _json(content: object, status: int = 200) -> Response:
 
 
 def _error(fault: Fault, status: int) -> Response:
-    return _json({"error": fault}, status)
+    return _json(Refusal(fault), status)
 
 
 async def _rejected(_: Request, error: Exception) -> Response:
@@ -183,15 +231,20 @@ async def _rejected(_: Request, error: Exception) -> Response:
 
 async def _unavailable(_: Request, error: Exception) -> Response:
     assert isinstance(error, Unavailable)
-    return _come_back({"error": _missing(error)})
+    return _come_back(Refusal(_missing(error)), 503)
+
+
+async def _overloaded(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Overloaded)
+    return _come_back(Refusal(Fault("request", error.rule, error.got)), 429)
 
 
 def _missing(unavailable: Unavailable) -> Fault:
     return Fault(unavailable.part, "must be there to answer", unavailable.why)
 
 
-def _come_back(content: object) -> Response:
-    response = _json(content, 503)
+def _come_back(content: object, status: int) -> Response:
+    response = _json(content, status)
     response.headers["retry-after"] = str(RETRY_AFTER_S)
     return response
 
@@ -201,7 +254,7 @@ async def _no_such(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         fault = Fault("method", "must be one that the path has", request.method)
     elif error.status_code == 404:
-        fault = Fault("path", f"must be one of {', '.join(_ROUTES)}", request.url.path)
+        fault = Fault("path", f"must be one of {', '.join(_NAMES)}", request.url.path)
     else:
         fault = Fault("request", error.detail, "one that took longer")
     response = _error(fault, error.status_code)

@@ -10,30 +10,17 @@ kind; a name that no field has is ignored and said, a value of the wrong kind is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from features.fields import Field, Kind, Side, raw_fields
-from models.serving.schema import Ad, Clean, ClientEvent, Fault, Id, RankQuery, Rejected
+from models.serving.schema import Ad, Clean, ClientEvent, Fault, NamedAd, RankBody, RankQuery, Rejected
 
 _T = TypeVar("_T")
 
 
-class _NamedAd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    ad_id: Id
-    values: dict[str, Any] = {}
-
-
-class _RankBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    candidates: list[Id | _NamedAd]
-    request_id: Id | None = None
-    user: dict[str, Any] = {}
-    context: dict[str, Any] = {}
-    top: Annotated[int, msgspec.Meta(ge=1)] | None = None
-
-
-_rank_decoder: msgspec.json.Decoder[_RankBody] = msgspec.json.Decoder(_RankBody)
+_rank_decoder: msgspec.json.Decoder[RankBody] = msgspec.json.Decoder(RankBody)
 _event_decoder: msgspec.json.Decoder[ClientEvent] = msgspec.json.Decoder(ClientEvent)
 _list_decoder: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -94,7 +81,7 @@ class RankReader:
             ignored_fields=sorted(ignored),
         )
 
-    def _ads(self, candidates: list[str | _NamedAd], ignored: set[str]) -> list[Ad]:
+    def _ads(self, candidates: list[str | NamedAd], ignored: set[str]) -> list[Ad]:
         ads: dict[str, Ad] = {}
         for one in candidates:
             if isinstance(one, str):

@@ -9,7 +9,7 @@ logged and what is trained on are the same; a refusal says what, rule and got.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -44,6 +44,59 @@ class Rejected(ValueError):
         self.fault = Fault(what, rule, str(got)[:200])
         self.is_too_large = is_too_large
         super().__init__(f"{what} {rule}, got {self.fault.got}")
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The body of every answer that is nothing but a refusal."""
+
+    error: Fault
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one request may hold.
+
+    Attributes:
+        candidates_max: Ads of a ranking request.
+        top: Ads of an answer when the request does not say.
+        events_max: Events of a list.
+        body_bytes_max: Bytes of a body.
+        ahead_max_s: How far beyond now the time of an event may lie.
+    """
+
+    candidates_max: int
+    top: int
+    events_max: int
+    body_bytes_max: int
+    ahead_max_s: float
+
+
+class NamedAd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A candidate with values of its own.
+
+    Attributes:
+        values: By field name; they win over the catalog's. A name that no field has is ignored and said.
+    """
+
+    ad_id: Id
+    values: dict[str, Any] = {}
+
+
+class RankBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/rank`.
+
+    Attributes:
+        candidates: Ads by id, or with values of their own; each ad once.
+        request_id: Names the request in its impressions and clicks; left out, the service makes one.
+        user: Values by field name. A name that no field has is ignored and said.
+        context: Values by field name. A name that no field has is ignored and said.
+        top: How many ads the answer holds at most.
+    """
+
+    candidates: list[Id | NamedAd]
+    request_id: Id | None = None
+    user: dict[str, Any] = {}
+    context: dict[str, Any] = {}
+    top: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class Ad(msgspec.Struct, frozen=True, gc=False):
@@ -116,6 +169,12 @@ class Served(msgspec.Struct, frozen=True):
     snapshot: str
 
 
+class Health(msgspec.Struct, frozen=True):
+    """The body of an answer to `GET /healthz`: the process lives."""
+
+    status: str = "ok"
+
+
 class Readiness(msgspec.Struct, frozen=True):
     """The body of an answer to `GET /readyz`.
 
@@ -130,7 +189,15 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 class Impression(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="impression"):
-    """An ad was shown; ids as in the answer. No time means now."""
+    """An ad was shown; ids as in the answer.
+
+    Attributes:
+        position: From 0.
+        time_s: Event time in seconds since 1970; left out or null: now.
+        propensity: As in the answer.
+        token: As in the answer.
+        v: Version of this schema.
+    """
 
     request_id: Id
     ad_id: Id
@@ -142,7 +209,14 @@ class Impression(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 
 
 class Click(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="click"):
-    """An impression was clicked; the ids of the impression. No time means now."""
+    """An impression was clicked; the ids of the impression.
+
+    Attributes:
+        position: The impression's.
+        time_s: Event time in seconds since 1970; left out or null: now.
+        token: The impression's.
+        v: Version of this schema.
+    """
 
     request_id: Id
     ad_id: Id

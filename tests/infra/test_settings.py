@@ -13,6 +13,7 @@ from features.fields import raw_fields
 from infra.settings import (
     Settings,
     SettingsError,
+    api_key_hashes,
     parse_settings,
     read_settings,
     registry_url,
@@ -471,6 +472,23 @@ def test_keys_of_tokens_come_from_the_variable_that_is_named(monkeypatch: pytest
     monkeypatch.setenv("KEYS_OF_TOKENS", "new key, old key")
     assert token_keys(settings) == (b"new key", b"old key")
     assert token_keys(parse_settings(tomllib.loads(SMALL))) == ()
+
+
+def test_hashes_of_callers_keys_come_from_the_variable_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse_settings(tomllib.loads(SMALL + '[serve]\napi_keys_env = "KEYS_OF_CALLERS"'))
+    with pytest.raises(SettingsError, match=r"api_keys_env must name a variable .*, got none in KEYS_OF"):
+        api_key_hashes(settings)
+    monkeypatch.setenv("KEYS_OF_CALLERS", f"{'AB' * 32}, {'cd' * 32},")
+    assert api_key_hashes(settings) == (b"\xab" * 32, b"\xcd" * 32)
+    assert api_key_hashes(parse_settings(tomllib.loads(SMALL))) == ()
+
+
+def test_a_key_in_place_of_its_hash_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse_settings(tomllib.loads(SMALL + '[serve]\napi_keys_env = "KEYS_OF_CALLERS"'))
+    monkeypatch.setenv("KEYS_OF_CALLERS", f"{'ab' * 32},freshrank_secret")
+    with pytest.raises(SettingsError, match="got 16 characters as number 2 in KEYS_OF_CALLERS") as caught:
+        api_key_hashes(settings)
+    assert "secret" not in str(caught.value)
 
 
 BRIDGE = """

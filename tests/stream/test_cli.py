@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from models.serving.keys import is_allowed
 from stream.cli import app
 
 CONFIG = """
@@ -160,3 +161,11 @@ def test_only_the_priors_are_sharded(config: Path) -> None:
     result = call("worker", "train", config, "--shard", "1/2")
     assert result.exit_code == 2
     assert '--shard must go with the role priors, got it with "train"; leave it out' in result.stderr
+
+
+def test_a_key_is_printed_with_the_hash_that_lets_it_in() -> None:
+    lines = [dict([line.split()]) for line in call("key").stdout.splitlines()]
+    key, digest = lines[0]["key"], lines[1]["sha256"]
+    assert is_allowed(f"Bearer {key}", [bytes.fromhex(digest)])
+    assert json.loads(call("key", "--json", "-").stdout).keys() == {"key", "sha256"}
+    assert key not in call("key").stdout

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
+import pytest
 from prometheus_client import CollectorRegistry
 
 from infra.metrics import ServeMetrics
 from infra.settings import parse_settings
+from models.serving.keys import hash_of
 from stream.event_writer import EventWriter
 from stream.serve import _Service
 
 
-def service(registry_dir: Path, clock: str) -> _Service:
+def service(registry_dir: Path, clock: str, **serve: Any) -> _Service:
     settings = parse_settings(
         {
             "name": "test",
             "fields": [{"name": "ad", "side": "item"}],
             "kafka": {"clock": clock},
+            "serve": serve,
             "registry": {"url": str(registry_dir)},
         }
     )
@@ -38,3 +43,15 @@ def test_events_happen_at_the_clocks_time_when_the_log_is_live(tmp_path: Path) -
 
 def test_in_a_replay_time_begins_at_zero_and_is_the_counts_own(tmp_path: Path) -> None:
     assert service(tmp_path, "replay").now_s() == 0.0
+
+
+async def test_keys_and_limits_of_the_settings_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLERS", hash_of("a key").hex())
+    app = service(tmp_path, "live", api_keys_env="CALLERS", candidates_max=7, events_max=3, body_bytes_max=99).app
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+        assert (await client.get("/openapi.json")).status_code == 401
+        client.headers["authorization"] = "Bearer a key"
+        document = (await client.get("/openapi.json")).text
+        for limit in ('"maxItems":7', '"maxItems":3', "at most 99 bytes"):
+            assert limit in document
+        assert (await client.post("/v1/rank", content=b" " * 100)).status_code == 413

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,20 @@ from starlette.types import ASGIApp
 
 from infra.metrics import ServeMetrics
 from models.registry import Registry
+from models.serving.admission import Admission
 from models.serving.app import make_app
 from models.serving.catalog import Catalog
+from models.serving.connection import Connection
 from models.serving.pipeline import Pipeline
 from models.serving.rank import Scorer
 from models.serving.refresh import Refresher
-from models.serving.schema import Readiness
+from models.serving.schema import Limits, Readiness
 from models.swap import Holder
 from tests.fakes import EventLog
 from tests.models.serving.trained import FIELDS, PLAN, two_snapshots
 
 NOW_S = 3000.0
+LIMITS = Limits(candidates_max=50, top=5, events_max=10, body_bytes_max=20_000, ahead_max_s=60.0)
 USER = {"user_id": "u1", "age": 30}
 BODY = {"request_id": "q1", "user": USER, "context": {"hour": 12}, "candidates": [f"ad{i}" for i in range(20)]}
 
@@ -47,7 +50,16 @@ class ToldHolder(Holder[Scorer]):
 class Service:
     """Its parts, within reach."""
 
-    def __init__(self, registry_dir: Path, counts_max: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        registry_dir: Path,
+        counts_max: int = 1_000_000,
+        *,
+        key_hashes: Sequence[bytes] = (),
+        concurrent_max: int = 8,
+        queue_max: int = 100,
+        stale_s: float = 60.0,
+    ) -> None:
         self.log = EventLog()
         self.holder = ToldHolder()
         self.catalog = Catalog(FIELDS)
@@ -65,8 +77,8 @@ class Service:
             now_s=lambda: NOW_S,
             new_id=lambda: "made-id",
             sign=lambda *_: "",
-            candidates_max=50,
-            top=5,
+            candidates_max=LIMITS.candidates_max,
+            top=LIMITS.top,
         )
         self.refresher = Refresher(
             self.registry,
@@ -78,15 +90,17 @@ class Service:
             counts_max=counts_max,
             sample=lambda: self.pipeline.sample,
         )
+        self.admission = Admission(self.metrics, concurrent_max=concurrent_max, queue_max=queue_max, stale_s=stale_s)
         self.app = make_app(
             self.pipeline,
             self.log.publish,
             self.metrics,
+            self.admission,
+            fields=FIELDS,
+            limits=LIMITS,
+            key_hashes=key_hashes,
             readiness=self.readiness,
             now_s=lambda: NOW_S,
-            body_bytes_max=20_000,
-            events_max=10,
-            ahead_max_s=60.0,
         )
 
     def readiness(self) -> Readiness:
@@ -104,16 +118,16 @@ class Service:
             yield client
 
 
-def ready_service(registry_dir: Path) -> Service:
+def ready_service(registry_dir: Path, **changed: Any) -> Service:
     """Return a service whose snapshot is the first of two."""
-    service = Service(registry_dir)
+    service = Service(registry_dir, **changed)
     service.holder.swap(Scorer.from_snapshot(two_snapshots()[0]))
     return service
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(uvicorn.Config(app, log_config=None, lifespan="off", ws="none"))
+    def __init__(self, app: ASGIApp, http: type[Connection]) -> None:
+        super().__init__(uvicorn.Config(app, http=http, log_config=None, lifespan="off", ws="none"))
         self.is_up = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -122,10 +136,10 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(app: Any) -> AsyncIterator[tuple[str, int]]:
+async def listening(app: Any, http: type[Connection] = Connection) -> AsyncIterator[tuple[str, int]]:
     """A real HTTP server around an app, on a port that was free."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = _Server(app)
+        server = _Server(app, http)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.is_up.wait()
         try:
