@@ -70,6 +70,7 @@ TRAIN_FIGURES = {
     "auc_ratio": "AUC on the newest slide; NaN with one class alone",
     "calibration_ratio": "Mean prediction over click rate on the newest slide; NaN without clicks",
 }
+TASKS = ("click", "prerank")
 TRAIN_VALUES = ("counted", "with_row")
 VALUE_LIMITS = ("counts_max", "values_max")
 DECISIONS = ("warmup", "promote", "hold", "reject", "rollback")
@@ -231,58 +232,65 @@ class TrainMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register the group."""
         self._figures = {
-            name: Gauge(f"freshrank_train_{name}", text, ["model"], registry=registry)
+            name: Gauge(f"freshrank_train_{name}", text, ["task", "model"], registry=registry)
             for name, text in TRAIN_FIGURES.items()
         }
-        self._rows = Counter("freshrank_train_rows_total", "Rows scored and then learnt", registry=registry)
+        self._rows = Counter("freshrank_train_rows_total", "Rows scored and then learnt", ["task"], registry=registry)
         self._left_out = Counter(
             "freshrank_train_rows_left_out_total",
-            "Rows beyond [update] rows_max: counted in the priors, not scored or learnt",
+            "Rows beyond rows_max ([update], [prerank]): counted in the priors, not scored or learnt",
+            ["task"],
             registry=registry,
         )
         self._values = Gauge(
             "freshrank_train_values_count",
             "Values after the newest slide: with counts, with an embedding row",
-            ["what"],
+            ["task", "what"],
             registry=registry,
         )
         self._evicted = Counter(
             "freshrank_train_values_evicted_total",
             "Values that a limit took, slide by slide: their counts ([priors] counts_max), or the embedding row that"
             " their evidence asks for ([model] values_max)",
-            ["limit"],
+            ["task", "limit"],
             registry=registry,
         )
         self._load = Gauge(
             "freshrank_train_load_ratio",
             "Wall time of the newest slide's learning over its length in event time: above 1 a live log is not kept up",
+            ["task"],
             registry=registry,
         )
         self._decisions = Counter(
-            "freshrank_gate_decisions_total", "Slides by what the gate decided", ["decision"], registry=registry
+            "freshrank_gate_decisions_total", "Slides by what the gate decided", ["task", "decision"], registry=registry
         )
         self._drift = Counter(
             "freshrank_drift_alarms_total",
             "Slides in which a drift detector raised an alarm",
-            ["detector"],
+            ["task", "detector"],
             registry=registry,
         )
         self._slide_end_s = Gauge(
-            "freshrank_train_slide_end_timestamp_seconds", "Event time up to which it has learnt", registry=registry
+            "freshrank_train_slide_end_timestamp_seconds",
+            "Event time up to which it has learnt",
+            ["task"],
+            registry=registry,
         )
         self._learn_s = Histogram(
             "freshrank_train_slide_seconds",
             "Wall time of scoring and learning one slide",
+            ["task"],
             buckets=DELAY_BUCKETS_S,
             registry=registry,
         )
-        _preset(self._values, TRAIN_VALUES)
-        _preset(self._evicted, VALUE_LIMITS)
-        _preset(self._decisions, DECISIONS)
-        _preset(self._drift, DRIFT_DETECTORS)
+        _preset(self._values, TASKS, TRAIN_VALUES)
+        _preset(self._evicted, TASKS, VALUE_LIMITS)
+        _preset(self._decisions, TASKS, DECISIONS)
+        _preset(self._drift, TASKS, DRIFT_DETECTORS)
 
     def learnt(  # the figures of one slide
         self,
+        task: str,
         evaluation: Mapping[str, Mapping[str, float | None]],
         *,
         decision: str,
@@ -297,6 +305,7 @@ class TrainMetrics:
         """Note one slide.
 
         Args:
+            task: What was learnt, of `TASKS`.
             evaluation: The figures by model (`champion`, `latest`).
             decision: What was decided.
             drift: Detectors that raised an alarm.
@@ -310,19 +319,19 @@ class TrainMetrics:
         for model, figures in evaluation.items():
             for name, gauge in self._figures.items():
                 value = figures.get(name.rpartition("_")[0])
-                gauge.labels(model).set(math.nan if value is None else value)
-        self._rows.inc(evaluation["latest"]["rows"] or 0)
-        self._decisions.labels(decision).inc()
+                gauge.labels(task, model).set(math.nan if value is None else value)
+        self._rows.labels(task).inc(evaluation["latest"]["rows"] or 0)
+        self._decisions.labels(task, decision).inc()
         for detector in drift:
-            self._drift.labels(detector).inc()
-        self._left_out.inc(left_out)
+            self._drift.labels(task, detector).inc()
+        self._left_out.labels(task).inc(left_out)
         for what, count in values.items():
-            self._values.labels(what).set(count)
+            self._values.labels(task, what).set(count)
         for limit, count in evicted.items():
-            self._evicted.labels(limit).inc(count)
-        self._load.set(learn_s / (end_s - start_s) if end_s > start_s else math.nan)
-        self._slide_end_s.set(end_s)
-        self._learn_s.observe(learn_s)
+            self._evicted.labels(task, limit).inc(count)
+        self._load.labels(task).set(learn_s / (end_s - start_s) if end_s > start_s else math.nan)
+        self._slide_end_s.labels(task).set(end_s)
+        self._learn_s.labels(task).observe(learn_s)
 
 
 class BridgeMetrics:

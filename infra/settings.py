@@ -223,6 +223,8 @@ class PrerankSettings(_Section, frozen=True):
         learning_rate: Of the network (Adam).
         embedding_learning_rate: Of embedding rows (Adagrad).
         gate_penalty: (ecmm) what it adds to the loss to leave all gates open, nats; more closes more of them.
+        margin: As `[gate] margin`, in nats per matched candidate; the gate's other limits in nats are to it as those of
+            the click model are to theirs.
         rows_max: How many candidates of a slide are learnt at most, whole requests by a hash; 0: all.
     """
 
@@ -235,6 +237,7 @@ class PrerankSettings(_Section, frozen=True):
     embedding_learning_rate: float = 0.15
     batch_rows: int = 1024
     gate_penalty: float = 0.1
+    margin: float = 0.0005
     rows_max: int = 1_000_000
 
 
@@ -813,7 +816,7 @@ _POSITIVE = {  # numbers that must be > 0
     "priors": ("publish_s", "counts_max"),
     "model": ("dim", "values_max"),
     "update": ("batch_rows", "threads", "learning_rate", "embedding_learning_rate", "n0", "confidence_margin"),
-    "prerank": ("keep", "dim", "batch_rows", "learning_rate", "embedding_learning_rate"),
+    "prerank": ("keep", "dim", "batch_rows", "learning_rate", "embedding_learning_rate", "margin"),
     "gate": ("alpha", "buckets", "evidence_clip", "harm_max"),
     "serve": ("candidates_max", "events_max", "body_bytes_max", "top", "concurrent_max", "stale_s"),
     "kafka": ("partitions",),

@@ -156,15 +156,24 @@ class Window:
     A slide without rows is never handed out: there is nothing to learn, and counts decay over gaps by themselves.
     """
 
-    def __init__(self, partitions: int, slides: Slides, *, first_open: int | None = None) -> None:
+    def __init__(
+        self,
+        partitions: int,
+        slides: Slides,
+        *,
+        first_open: int | None = None,
+        identity: Sequence[str] = SOURCE,
+    ) -> None:
         """Start empty.
 
         Args:
             partitions: How many partitions must have passed a slide before it is complete.
             slides: How event time is cut.
             first_open: When resuming, the first slide that is not learnt yet: rows of earlier ones are dropped.
+            identity: The columns that name a row: what has the same ones came twice.
         """
         self._slides = slides
+        self._identity = list(identity)
         self._first_open = first_open
         self._numbers: list[int | None] = [None] * partitions
         self._watermarks_s = [-math.inf] * partitions
@@ -240,7 +249,7 @@ class Window:
                 self._open.setdefault(index, []).append((partition, number, part))
 
     def _slide(self, index: int, frame: pl.DataFrame) -> Slide:
-        rows = frame.unique(subset=list(SOURCE), keep="any").sort(list(ROW_ORDER) + list(SOURCE))
+        rows = frame.unique(subset=self._identity, keep="any").sort(list(dict.fromkeys([*ROW_ORDER, *self._identity])))
         start_s, end_s = self._slides.start_s(index), self._slides.end_s(index)
         return Slide(
             index=index,

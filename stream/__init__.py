@@ -23,6 +23,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     roles.py E what every role shares: cluster, Faust app, life cycle
     wiring.py E settings to slides and ledgers
     plan.py E settings to what is learnt
+    families.py E the model families that a trainer learns, and from which topic
     transactions.py E a producer that fences the one before
     ledger_worker.py E the ledger on Kafka
     bridge_worker.py E the bridge on Kafka

@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from infra.settings import Settings
-from models.click_task import ClickTask
 from models.registry import Registry
 from models.train import use_threads
 from models.update import Learner, UpdateReport
 from models.window import Slide, Window
-from stream.blocks import Counts, add_counts, row_schema, to_frame
+from stream.blocks import Counts, add_counts, chain_schema, encode_chains, row_schema, to_frame
 from stream.events import Event
+from stream.families import click_family, prerank_family
 from stream.ledger import Closed
 from stream.partitioner import request_partition
-from stream.plan import new_plan
 from stream.wiring import new_ledger, new_slides
 
 TimedEvent = tuple[str | None, Event]  # the request_id that keys an event; None: a tick, for every partition
@@ -33,10 +32,11 @@ TimedEvent = tuple[str | None, Event]  # the request_id that keys an event; None
 
 @dataclass(frozen=True)
 class Step:
-    """One slide of a backtest: what was learnt, and what it took in wall time."""
+    """One slide of a backtest: what was learnt, what it took in wall time, and the digest of the newest model."""
 
     report: UpdateReport
     learn_s: float
+    digest: str
 
 
 @dataclass
@@ -49,24 +49,35 @@ class Backtest:
     def __post_init__(self) -> None:
         """Make the learner; nothing is read yet."""
         use_threads(self.settings.update.threads)
-        self.learner = Learner(ClickTask(new_plan(self.settings)))
+        self.learner = Learner(click_family(self.settings).task)
         self.counts = Counts()
+        self._prerank = prerank_family(self.settings)
+        self.preranker = Learner(self._prerank.task) if self._prerank else None
+        self.prerank_steps: list[Step] = []
 
     def steps(self) -> Iterator[Step]:
         """Run; yield after each slide."""
-        for slide in self.slides():
-            started_s = time.perf_counter()
-            report = self.learner.learn(slide)
-            yield Step(report, time.perf_counter() - started_s)
+        for slide in self.slides(self._learn_candidates if self.preranker else None):
+            yield _learn(self.learner, slide)
 
-    def slides(self) -> Iterator[Slide]:
-        """Run the ledger alone; yield each slide as it completes."""
+    def _learn_candidates(self, slide: Slide) -> None:
+        assert self.preranker is not None
+        self.prerank_steps.append(_learn(self.preranker, slide))
+
+    def slides(self, candidates: Callable[[Slide], None] | None = None) -> Iterator[Slide]:
+        """Run the ledger alone; yield each slide of impressions as it completes.
+
+        Args:
+            candidates: Called with each slide of candidates as it completes; None: there is no pre-ranker to learn.
+        """
         settings = self.settings
         slides, schema = new_slides(settings), row_schema(settings.fields)
         n_partitions = settings.kafka.partitions
         ledgers = [new_ledger(partition, settings, slides) for partition in range(n_partitions)]
         offsets = [0] * n_partitions
         window = Window(n_partitions, slides)
+        family, chains = self._prerank, chain_schema(settings.fields)
+        of_candidates = Window(n_partitions, slides, identity=family.identity) if family else None
 
         def step(partition: int, event: Event) -> list[Closed]:
             offset = offsets[partition]
@@ -79,10 +90,22 @@ class Backtest:
             for block in closed:
                 header = block.header
                 window.add(header.partition, header.number, header.watermark_s, to_frame(block.rows, schema))
+                if candidates and family and of_candidates:
+                    _, frame = family.decode(encode_chains(header, block.chains, chains))
+                    of_candidates.add(header.partition, header.number, header.horizon_s, frame)
             if closed:
                 yield from window.closed()
+                if candidates and of_candidates:
+                    for slide in of_candidates.closed():
+                        candidates(slide)
                 self.counts = add_counts([ledger.counts for ledger in ledgers])
         self.counts = add_counts([ledger.counts for ledger in ledgers])
+
+
+def _learn(learner: Learner[Any, Any], slide: Slide) -> Step:
+    started_s = time.perf_counter()
+    report = learner.learn(slide)
+    return Step(report, time.perf_counter() - started_s, learner.latest.digest)
 
 
 def run_backtest(
@@ -107,15 +130,20 @@ def run_backtest(
         if registry is not None:
             registry.save(backtest.learner.champion, {})
             registry.save(backtest.learner.latest, {})
-        windows.append(asdict(step.report) | {"learn_s": step.learn_s, "digest": backtest.learner.latest.digest})
+        windows.append(_window(step))
         if on_step is not None:
             on_step(step, backtest.counts)
     counts = backtest.counts
     return {
         "name": settings.name,
         "windows": windows,
+        "prerank": [_window(step) for step in backtest.prerank_steps],
         "ledger": {name: getattr(counts, name) for name in counts.__struct_fields__},
         "violations": counts.violations(),
         "champion": backtest.learner.champion.version,
         "latest": backtest.learner.latest.version,
     }
+
+
+def _window(step: Step) -> dict[str, Any]:
+    return asdict(step.report) | {"learn_s": step.learn_s, "digest": step.digest}

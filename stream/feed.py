@@ -1,4 +1,4 @@
-"""Blocks for an agent: each block of `examples` once and in order per partition, whatever Faust delivers.
+"""Blocks for an agent: each block of a topic once and in order per partition, whatever Faust delivers.
 
 Owns where an agent is in each partition. Must not know what the agent does with a block.
 
@@ -9,18 +9,18 @@ committed reader. A Faust offset decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from features.fields import Field
-from models.window import fit_columns
-from stream.blocks import Header, decode_block, decode_header
+from stream.blocks import Header, decode_header
 from stream.kafka import Record, read_range
 from stream.roles import Cluster
+
+Decode = Callable[[bytes], tuple[Header, pl.DataFrame]]
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,19 @@ class Block:
 
 
 class BlockFeed:
-    """The blocks of all partitions of `examples` from given positions on."""
+    """The blocks of all partitions of a topic from given positions on."""
 
-    def __init__(self, cluster: Cluster, positions: Mapping[int, int], fields: Sequence[Field]) -> None:
+    def __init__(self, cluster: Cluster, positions: Mapping[int, int], topic: str, decode: Decode) -> None:
         """Begin at the given offsets; a partition without one begins at its first block.
 
-        Rows have the columns of `fields`, whatever fields there were when they were written.
+        Args:
+            cluster: Where the topic is.
+            positions: Where to begin, by partition.
+            topic: `examples` or `chains`.
+            decode: From the bytes of a block to its header and its rows.
         """
-        self._fields = fields
-        self._topic = cluster.topic("examples")
+        self._decode = decode
+        self._topic = cluster.topic(topic)
         self._options = cluster.options
         self._next_offset = {partition: positions.get(partition, 0) for partition in range(cluster.partitions)}
         self._next_number: dict[int, int] = {}
@@ -87,11 +91,11 @@ class BlockFeed:
             return None
         self._next_offset[partition] = record.offset + 1
         assert record.value is not None
-        header, frame = decode_block(record.value)
+        header, frame = self._decode(record.value)
         if header.number < self._next_number.get(partition, 0):
             return None
         self._next_number[partition] = header.number + 1
-        return Block(record.offset, record.timestamp_ms / 1000.0, header, fit_columns(frame, self._fields))
+        return Block(record.offset, record.timestamp_ms / 1000.0, header, frame)
 
 
 def saved_positions(manifest: Mapping[str, Any]) -> dict[int, int]:

@@ -10,12 +10,15 @@ from typing import Any
 
 import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
+from prometheus_client import CollectorRegistry
 
+from infra.metrics import TrainMetrics
 from infra.settings import Settings, SettingsError, registry_url
 from models.registry import Registry
 from stream.announcement import Announcement, newest_announcement
 from stream.commands import Action, Command, send_command
 from stream.explain import explain, model_rows
+from stream.families import click_family
 from stream.roles import Cluster
 from stream.train_worker import TrainService, group_members, trainer_group
 
@@ -97,7 +100,7 @@ async def ask(settings: Settings, cluster: Cluster, action: Action, version: str
     offset = await send_command(cluster, settings.model.family, command)
     if await _has_trainer(cluster, group):
         return Asked(command, offset, has_trainer=True, is_done=False)
-    service = TrainService(settings, cluster, group=group)
+    service = TrainService(settings, cluster, click_family(settings), TrainMetrics(CollectorRegistry()))
     announcement = await service.obey_alone()
     is_done = announcement is not None and announcement.champion == version
     return Asked(command, offset, has_trainer=False, is_done=is_done)

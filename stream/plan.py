@@ -42,8 +42,14 @@ def new_prerank_plan(settings: Settings) -> Plan:
     own = settings.prerank
     if own.network not in PRERANKERS:
         raise SettingsError(f'[prerank] network must be one of {", ".join(PRERANKERS)}, got "{own.network}"')
+    plan = new_plan(settings)
+    scale = own.margin / plan.margin if plan.margin else 1.0
     return dataclasses.replace(
-        new_plan(settings),
+        plan,
+        margin=own.margin,
+        slice_margin=plan.slice_margin * scale,
+        harm_max=plan.harm_max * scale,
+        evidence_clip=plan.evidence_clip * scale,
         fields=prerank_fields(settings.fields),
         family=own.family,
         network=own.network,

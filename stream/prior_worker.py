@@ -25,6 +25,7 @@ from infra.metrics import PriorMetrics
 from infra.settings import Settings, registry_url
 from stream.announcement import newest_announcement
 from stream.blocks import encode_prior_update
+from stream.families import example_decoder
 from stream.feed import Block, BlockFeed, saved_positions
 from stream.kafka import BLOCK_BYTES_MAX, Record
 from stream.roles import Cluster, delivered, find_cluster, log, make_app, run_app
@@ -116,7 +117,7 @@ class PriorService(mode.Service):
             self._priors.restore(snapshot.priors)
             self._counted_slide = snapshot.slide
             positions = saved_positions(manifest)
-        self._feed = BlockFeed(self._cluster, positions, self._settings.fields)
+        self._feed = BlockFeed(self._cluster, positions, "examples", example_decoder(self._settings.fields))
         async for block in self._feed.catch_up():
             self._count(block)
         await self._republish()

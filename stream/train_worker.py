@@ -1,7 +1,8 @@
-"""The trainer on Kafka: `examples` in, snapshots in the registry and their announcement on `snapshots` out.
+"""The trainer on Kafka: `examples` and `chains` in, snapshots in the registry and their announcement out.
 
 Owns the fence (one trainer per model family), the resume from the newest snapshot and the order save, then announce.
-Must not learn or decide anything: models/update.py does. A Faust agent over blocks; learning runs off the event loop.
+Must not learn or decide anything: models/update.py does. A Faust agent over blocks for each family; learning runs off
+the event loop.
 
 Invariants: a slide is learnt once all partitions have passed it, so its bits depend on the log alone; what is
 announced is in the registry; after a crash anywhere the same slides give the same snapshots again.
@@ -23,16 +24,15 @@ from prometheus_client import CollectorRegistry
 
 from infra.metrics import TrainMetrics
 from infra.settings import Settings, registry_url
-from models.click_task import ClickTask
 from models.registry import Registry
 from models.train import resolve_device, use_threads
 from models.update import Learner, UpdateReport
 from models.window import Slide, Window
 from stream.announcement import Announcement, Promotion, encode_announcement, newest_announcement
 from stream.commands import Command, read_commands
+from stream.families import Family, click_family, prerank_family
 from stream.feed import Block, BlockFeed, saved_positions
 from stream.kafka import Record
-from stream.plan import new_plan
 from stream.roles import SESSION_S, Cluster, RoleError, delivered, find_cluster, log, make_app, run_app
 from stream.wiring import new_slides
 
@@ -40,7 +40,7 @@ TAKEOVER_S = SESSION_S + 4.0  # how long a killed trainer may still be a member 
 
 
 def run_train_worker(settings: Settings, *, registry: CollectorRegistry | None = None) -> None:
-    """Train one model family of a deployment until the process is told to stop.
+    """Train the model families of a deployment until the process is told to stop.
 
     Args:
         settings: Of the deployment.
@@ -52,44 +52,54 @@ def run_train_worker(settings: Settings, *, registry: CollectorRegistry | None =
     resolve_device(settings.update.device)  # says what is missing before anything is taken
     cluster = find_cluster(settings)
     app = make_app(cluster, f"train-{settings.model.family}")
-    service = TrainService(settings, cluster, group=trainer_group(settings, cluster), registry=registry)
+    metrics = TrainMetrics(registry or CollectorRegistry())
+    clicks = TrainService(settings, cluster, click_family(settings), metrics)
 
     @app.agent(app.topic(cluster.topic("examples")))
     async def learn(stream: faust.StreamT[bytes]) -> None:
         async for partition, record in delivered(stream):
-            await service.take(partition, record)
+            await clicks.take(partition, record)
 
-    run_app(app, service)
+    family = prerank_family(settings)
+    if family is None:
+        run_app(app, clicks)
+        return
+    candidates = TrainService(settings, cluster, family, metrics)
+
+    @app.agent(app.topic(cluster.topic("chains")))
+    async def learn_candidates(stream: faust.StreamT[bytes]) -> None:
+        async for partition, record in delivered(stream):
+            await candidates.take(partition, record)
+
+    run_app(app, clicks, candidates)
 
 
 def trainer_group(settings: Settings, cluster: Cluster) -> str:
-    """Return the consumer group, and the transactional id, of the trainer of a model family."""
+    """Return the consumer group of the trainer: all its families are in one process."""
     return f"{cluster.prefix}.train-{settings.model.family}"
 
 
 class TrainService(mode.Service):
     """The learner, the window of open slides, and the fenced producer of announcements."""
 
-    def __init__(
-        self, settings: Settings, cluster: Cluster, *, group: str, registry: CollectorRegistry | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster, family: Family, metrics: TrainMetrics) -> None:
         """Prepare; the lineage is restored when the service starts."""
         super().__init__()
         self._settings = settings
         self._cluster = cluster
-        self._group = group
+        self._family = family
         self._registry = Registry(registry_url(settings))
-        self._metrics = TrainMetrics(registry or CollectorRegistry())
+        self._metrics = metrics
         self._producer: AIOKafkaProducer | None = None
         self._thread = ThreadPoolExecutor(1, "learner", initializer=use_threads, initargs=(settings.update.threads,))
 
     async def on_start(self) -> None:
         """Take the fence, restore the newest snapshot, and learn what has settled since."""
         await self._wait_alone()
-        self._producer = AIOKafkaProducer(**self._cluster.options, transactional_id=self._group)
+        self._producer = self._new_producer()
         await self._producer.start()  # fences a trainer that was only frozen
         positions = await self._restore()
-        self._feed = BlockFeed(self._cluster, positions, self._settings.fields)
+        self._feed = BlockFeed(self._cluster, positions, self._family.topic, self._family.decode)
         async for block in self._feed.catch_up():
             await self._add(block)
 
@@ -110,10 +120,11 @@ class TrainService(mode.Service):
         await admin.start()
         try:
             deadline_s = time.monotonic() + TAKEOVER_S
-            while members := await group_members(admin, self._group):
+            group = trainer_group(self._settings, self._cluster)
+            while members := await group_members(admin, group):
                 if time.monotonic() > deadline_s:
                     raise RoleError(
-                        f"one trainer per model family: {self._group} must have no member, got {members};"
+                        f"one trainer per model family: {group} must have no member, got {members};"
                         " stop the other trainer, or give this one another [model] family"
                     )
                 await asyncio.sleep(0.5)
@@ -122,32 +133,32 @@ class TrainService(mode.Service):
 
     async def _restore(self) -> dict[int, int]:
         """Set the learner and the window as the newest announcement says; return where to read each partition."""
-        plan, slides = new_plan(self._settings), new_slides(self._settings)
-        newest = self._newest = await newest_announcement(self._cluster, self._settings.model.family)
+        family, slides, partitions = self._family, new_slides(self._settings), self._cluster.partitions
+        newest = self._newest = await newest_announcement(self._cluster, family.name)
         self._commands = newest.commands if newest else 0
         if newest is None:
-            self._learner = Learner(ClickTask(plan))
-            self._window = Window(self._cluster.partitions, slides)
+            self._learner = Learner(family.task)
+            self._window = Window(partitions, slides, identity=family.identity)
             return {}
-        latest, manifest = self._registry.load(newest.latest, fields=self._settings.fields)
-        champion, _ = self._registry.load(newest.champion, fields=self._settings.fields)
-        former = self._registry.load(newest.former, fields=self._settings.fields)[0] if newest.former else None
+        latest, manifest = self._registry.load(newest.latest, fields=family.fields)
+        champion, _ = self._registry.load(newest.champion, fields=family.fields)
+        former = self._registry.load(newest.former, fields=family.fields)[0] if newest.former else None
         assert latest.slide is not None
-        self._learner = Learner.resume(ClickTask(plan), latest, champion, former)
-        self._window = Window(self._cluster.partitions, slides, first_open=latest.slide + 1)
+        self._learner = Learner.resume(family.task, latest, champion, former)
+        self._window = Window(partitions, slides, first_open=latest.slide + 1, identity=family.identity)
         log.info("train: resumes after slide %d from %s", latest.slide, newest.latest)
         return saved_positions(manifest)
 
     async def _add(self, block: Block) -> None:
         header = block.header
-        self._window.add(header.partition, block.offset, header.watermark_s, block.frame)
+        self._window.add(header.partition, block.offset, self._family.complete_s(header), block.frame)
         for slide in self._window.closed():
             await self._learn(slide)
 
     async def _learn(self, slide: Slide) -> None:
         loop = asyncio.get_running_loop()
         positions = self._window.positions()
-        commands = await read_commands(self._cluster, self._settings.model.family, self._commands)
+        commands = await read_commands(self._cluster, self._family.name, self._commands)
         await self._announce(await loop.run_in_executor(self._thread, self._learn_and_save, slide, positions, commands))
 
     async def obey_alone(self) -> Announcement | None:
@@ -159,11 +170,11 @@ class TrainService(mode.Service):
             RoleError: If a trainer lives: it does what is asked for.
         """
         await self._wait_alone()
-        self._producer = AIOKafkaProducer(**self._cluster.options, transactional_id=self._group)
+        self._producer = self._new_producer()
         await self._producer.start()
         try:
             positions = await self._restore()
-            commands = await read_commands(self._cluster, self._settings.model.family, self._commands)
+            commands = await read_commands(self._cluster, self._family.name, self._commands)
             obey = asyncio.get_running_loop().run_in_executor(self._thread, self._obey_and_save, positions, commands)
             if (announcement := await obey) is not None:
                 await self._announce(announcement)
@@ -172,13 +183,18 @@ class TrainService(mode.Service):
             self._thread.shutdown(wait=True)
         return announcement
 
+    def _new_producer(self) -> AIOKafkaProducer:
+        fence = f"{self._cluster.prefix}.train-{self._family.name}"
+        return AIOKafkaProducer(**self._cluster.options, transactional_id=fence)
+
     async def _announce(self, announcement: Announcement) -> None:
         assert self._producer is not None
         async with self._producer.transaction():
             await self._producer.send(
                 self._cluster.topic("snapshots"), encode_announcement(announcement), announcement.family.encode()
             )
-        log.info("train: slide %d, %s: %s", announcement.slide, announcement.decision, announcement.reason)
+        said = announcement
+        log.info("train: %s, slide %d, %s: %s", said.family, said.slide, said.decision, said.reason)
 
     def _learn_and_save(
         self, slide: Slide, positions: dict[int, int], commands: list[tuple[int, Command]]
@@ -190,7 +206,7 @@ class TrainService(mode.Service):
             self._registry.save(self._learner.latest, {"asked": msgspec.to_builtins(asked)})  # the next one's parent
         report = self._learner.learn(slide)
         learn_s = time.perf_counter() - started_s
-        announcement = to_announcement(self._settings.model.family, report, learn_s, self._newest, asked)
+        announcement = to_announcement(self._family.name, report, learn_s, self._newest, asked)
         announcement = msgspec.structs.replace(announcement, commands=self._commands)
         if report.drift:
             log.warning("train: slide %d: drift, says %s", report.slide, " and ".join(report.drift))
@@ -198,6 +214,7 @@ class TrainService(mode.Service):
         if warning := limit_warning(report, self._settings):
             log.warning("train: slide %d: %s", report.slide, warning)
         self._metrics.learnt(
+            self._family.kind,
             announcement.evaluation,
             decision=report.decision,
             drift=report.drift,
@@ -221,7 +238,8 @@ class TrainService(mode.Service):
             log.warning("train: slide %d: %d of %d rows left out", report.slide, report.left_out, report.rows)
         if self._settings.kafka.clock == "live" and learn_s > length_s:
             took = f"{length_s:.0f} s were learnt in {learn_s:.0f} s"
-            log.warning("train: slide %d: cannot keep up, %s; set [update] rows_max", report.slide, took)
+            section = "update" if self._family.kind == "click" else "prerank"
+            log.warning("train: slide %d: cannot keep up, %s; set [%s] rows_max", report.slide, took, section)
 
     def _obey_and_save(self, positions: dict[int, int], commands: list[tuple[int, Command]]) -> Announcement | None:
         before, asked = self._newest, self._obey_all(commands)
@@ -255,7 +273,7 @@ class TrainService(mode.Service):
     def _obey(self, command: Command) -> bool:
         """Do what a person asked for; return whether it could be done."""
         try:
-            snapshot, _ = self._registry.load(command.version, fields=self._settings.fields)
+            snapshot, _ = self._registry.load(command.version, fields=self._family.fields)
             (self._learner.promote if command.action == "promote" else self._learner.roll_back)(snapshot)
         except ValueError as error:
             log.warning("train: %s %s was asked for and cannot be done: %s", command.action, command.version, error)

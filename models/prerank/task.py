@@ -55,6 +55,7 @@ from models.window import Slide
 # products alone: where both are small each waits for the other (tests/models/prerank; no difference on the cascade).
 EMBEDDING_BOUND = 0.17
 
+CANDIDATE = ("source_partition", "source_offset", "position")  # what names a candidate in the rows of `chain_rows`
 LABELS = {"clicked": CLICKED, "exposed": EXPOSED, "unexposed": UNEXPOSED}
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from infra.settings import Settings
+from stream.families import example_decoder
 from stream.feed import BlockFeed
 from stream.roles import Cluster
 
@@ -82,7 +83,7 @@ async def score_frozen(settings: Settings, cluster: Cluster, snapshot: Snapshot)
     assert snapshot.slide is not None
     slides = Slides(slide_s=settings.window.slide_s, edges=settings.window.edges)
     window = Window(cluster.partitions, slides, first_open=snapshot.slide + 1)
-    feed = BlockFeed(cluster, {}, settings.fields)
+    feed = BlockFeed(cluster, {}, "examples", example_decoder(settings.fields))
     async for block in feed.catch_up():
         window.add(block.header.partition, block.offset, block.header.watermark_s, block.frame)
         for slide in window.closed():

@@ -62,10 +62,10 @@ class Deployment:
             # The last record is the tick that closes the last block, so it stands just after what that accounts for.
             yield all(header and header.through >= end - 1 for header, end in zip(headers, ends, strict=True))
 
-    async def announced(self, n_announcements: int) -> AsyncIterator[bool]:
-        """Tell again and again whether so many decisions stand in `snapshots` (compaction aside)."""
+    async def announced(self, n_announcements: int, family: str = "ctr") -> AsyncIterator[bool]:
+        """Tell again and again whether so many decisions of a family stand in `snapshots` (compaction aside)."""
         while True:
-            yield len(await self.read("snapshots", 0)) >= n_announcements
+            yield len([one for one in await self.read("snapshots", 0) if one.key == family.encode()]) >= n_announcements
 
     @contextmanager
     def role(self, *command: str) -> Iterator[subprocess.Popen[bytes]]:

@@ -10,9 +10,11 @@ import pytest
 from infra.broker import BrokerInfo
 from stream.announcement import decode_announcement
 from stream.backtest import run_backtest
+from stream.cascade import Cascade, Funnel
 from stream.logs.reader import RowCounts
+from stream.logs.simulated import write_cascade
 from stream.logs.source import read_arrivals
-from tests.broker.deployment import Deployment, deploy, until
+from tests.broker.deployment import CONFIGS, Deployment, deploy, until
 
 ROWS = 12_000
 SLIDE_S = 1800.0
@@ -71,3 +73,31 @@ async def test_an_overloaded_trainer_learns_some_of_every_slide_and_says_so(
     ]
     assert max(one.left_out for one in found) > 500
     assert f"{windows[1]['left_out']} of {windows[1]['rows']} rows left out" in some.log("train")
+
+
+@pytest.mark.slow
+async def test_the_pre_ranker_learns_from_chains_what_a_backtest_learns_also_when_it_is_killed(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str
+) -> None:
+    funnel = Funnel(matched=100, preranked=30, exposed=5, sample_rate=0.5)
+    write_cascade(tmp_path / "cascade", Cascade(3, hours=6, funnel=funnel, n_ads=300, requests_per_hour=60.0))
+    some = deploy(tmp_path, broker.bootstrap_servers, topic_prefix, config=CONFIGS / "cascade.toml", slide_s=SLIDE_S)
+    result = run_backtest(some.settings, read_arrivals(some.settings, [some.data_dir], RowCounts()))
+    expected = [(one["slide"], one["champion_version"], one["latest_version"]) for one in result["prerank"]]
+    assert len(expected) >= 8
+    await some.replay()
+    with some.role("worker", "ledger"):
+        with some.role("worker", "train") as process:
+            await until(some.announced(3, "prerank"), 60.0)
+            process.kill()
+            process.wait()
+        with some.role("worker", "train"):
+            await until(some.announced(len(expected), "prerank"), 90.0)
+            await until(some.announced(len(result["windows"])), 60.0)
+    records = [decode_announcement(record.value or b"") for record in await some.read("snapshots", 0)]
+    found = [(one.slide, one.champion, one.latest) for one in records if one.family == "prerank"]
+    assert found == expected
+    clicks = [(one["slide"], one["champion_version"], one["latest_version"]) for one in result["windows"]]
+    assert [(one.slide, one.champion, one.latest) for one in records if one.family == "ctr"] == clicks
+    last = result["prerank"][-1]["latest"]
+    assert last["auc"] > 0.7

@@ -99,6 +99,7 @@ def test_a_trainer_exports_figures_decisions_and_drift() -> None:
     figures = {"rows": 100, "logloss": 0.4, "auc": None, "calibration": 1.1}
     for decision, drift in (("hold", ()), ("promote", ("adwin",))):
         metrics.learnt(
+            "click",
             {"champion": figures, "latest": figures},
             decision=decision,
             drift=drift,
@@ -110,17 +111,17 @@ def test_a_trainer_exports_figures_decisions_and_drift() -> None:
             learn_s=0.5,
         )
     value = registry.get_sample_value
-    assert value("freshrank_train_logloss_nats", {"model": "champion"}) == 0.4
-    assert math.isnan(value("freshrank_train_auc_ratio", {"model": "latest"}) or 0.0)
-    assert value("freshrank_train_rows_total") == 200.0
-    assert value("freshrank_train_rows_left_out_total") == 60.0
-    assert value("freshrank_train_values_count", {"what": "counted"}) == 50.0
-    assert value("freshrank_train_values_count", {"what": "with_row"}) == 20.0
-    assert value("freshrank_train_values_evicted_total", {"limit": "counts_max"}) == 8.0
-    assert value("freshrank_train_values_evicted_total", {"limit": "values_max"}) == 0.0
-    assert value("freshrank_train_load_ratio") == 0.5 / 3600.0
-    assert value("freshrank_gate_decisions_total", {"decision": "promote"}) == 1.0
-    assert value("freshrank_gate_decisions_total", {"decision": "rollback"}) == 0.0
-    assert value("freshrank_drift_alarms_total", {"detector": "adwin"}) == 1.0
-    assert value("freshrank_train_slide_end_timestamp_seconds") == 7200.0
+    assert value("freshrank_train_logloss_nats", {"task": "click", "model": "champion"}) == 0.4
+    assert math.isnan(value("freshrank_train_auc_ratio", {"task": "click", "model": "latest"}) or 0.0)
+    assert value("freshrank_train_rows_total", {"task": "click"}) == 200.0
+    assert value("freshrank_train_rows_left_out_total", {"task": "click"}) == 60.0
+    assert value("freshrank_train_values_count", {"task": "click", "what": "counted"}) == 50.0
+    assert value("freshrank_train_values_count", {"task": "click", "what": "with_row"}) == 20.0
+    assert value("freshrank_train_values_evicted_total", {"task": "click", "limit": "counts_max"}) == 8.0
+    assert value("freshrank_train_values_evicted_total", {"task": "click", "limit": "values_max"}) == 0.0
+    assert value("freshrank_train_load_ratio", {"task": "click"}) == 0.5 / 3600.0
+    assert value("freshrank_gate_decisions_total", {"task": "click", "decision": "promote"}) == 1.0
+    assert value("freshrank_gate_decisions_total", {"task": "click", "decision": "rollback"}) == 0.0
+    assert value("freshrank_drift_alarms_total", {"task": "click", "detector": "adwin"}) == 1.0
+    assert value("freshrank_train_slide_end_timestamp_seconds", {"task": "click"}) == 7200.0
     assert (DETECTORS, get_args(Decision)) == (DRIFT_DETECTORS, DECISIONS)
