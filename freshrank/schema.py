@@ -34,6 +34,8 @@ class RankedAd(msgspec.Struct, frozen=True):
     Attributes:
         pctr: Predicted probability of a click.
         known: The ad was in the catalog.
+        bid_micros: What a click of it is worth, in millionths.
+        ecpm_micros: What a thousand impressions are expected to be worth: by this ads are ordered.
         propensity: Probability with which it was put at this place.
         token: To be sent back with its impression and its click; empty where none is demanded.
     """
@@ -42,6 +44,8 @@ class RankedAd(msgspec.Struct, frozen=True):
     position: int
     pctr: float
     known: bool
+    bid_micros: int = 0
+    ecpm_micros: float = 0.0
     propensity: float = 1.0
     token: str = ""
 
@@ -51,7 +55,9 @@ class RankAnswer(msgspec.Struct, frozen=True):
 
     Attributes:
         snapshot: Version of the snapshot that scored all of it.
-        degraded: Parts that were left out to answer in time.
+        prerank: What chose the candidates that were ranked: version of a pre-ranker's snapshot, `prior`, or empty where
+            all were ranked.
+        degraded: Parts that were left out to answer in time: `prerank`, `rank`.
         ignored_fields: Names in the request that no field has.
         inactive: Candidates that are not ranked because the catalog holds them as inactive.
     """
@@ -59,6 +65,7 @@ class RankAnswer(msgspec.Struct, frozen=True):
     request_id: str
     snapshot: str
     ads: list[RankedAd]
+    prerank: str = ""
     degraded: list[str] = []
     ignored_fields: list[str] = []
     inactive: list[str] = []

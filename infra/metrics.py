@@ -70,6 +70,7 @@ TRAIN_FIGURES = {
     "auc_ratio": "AUC on the newest slide; NaN with one class alone",
     "calibration_ratio": "Mean prediction over click rate on the newest slide; NaN without clicks",
 }
+DEGRADED = ("prerank", "rank")
 TASKS = ("click", "prerank")
 TRAIN_VALUES = ("counted", "with_row")
 VALUE_LIMITS = ("counts_max", "values_max")
@@ -127,6 +128,13 @@ class ServeMetrics:
             buckets=CANDIDATE_BUCKETS,
             registry=registry,
         )
+        self.degraded = Counter(
+            "freshrank_rank_degraded_total",
+            "Answers without a part of the ranking, left out to answer in time",
+            ["part"],
+            registry=registry,
+        )
+        _preset(self.degraded, DEGRADED)
         self.events = Counter(
             "freshrank_served_events_total",
             "Events on their way into the log, and what became of them",
@@ -138,7 +146,7 @@ class ServeMetrics:
 
     def _register_followed(self, registry: CollectorRegistry) -> None:
         self.snapshots = Counter(
-            "freshrank_snapshot_swaps_total", "Snapshots brought in or not", ["outcome"], registry=registry
+            "freshrank_snapshot_swaps_total", "Snapshots brought in or not", ["task", "outcome"], registry=registry
         )
         self.snapshot_slide = Gauge(
             "freshrank_snapshot_slide_count",
@@ -178,7 +186,7 @@ class ServeMetrics:
             ["topic"],
             registry=registry,
         )
-        _preset(self.snapshots, SNAPSHOT_OUTCOMES)
+        _preset(self.snapshots, TASKS, SNAPSHOT_OUTCOMES)
         _preset(self.records, FOLLOWED, RECORD_OUTCOMES)
         _preset(self.failures, FOLLOWED)
 

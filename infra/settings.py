@@ -217,7 +217,9 @@ class PrerankSettings(_Section, frozen=True):
     Attributes:
         network: One of models/prerank/build.py; empty: nothing is learnt from chains.
         family: Name of the lineage of models.
-        keep: How many candidates of a request go on to the ranker.
+        keep: How many candidates of a request go on to the ranker; without a pre-ranker those with the best prior.
+        sample_rate: Which share of the candidates that were not ranked the record of a request holds beside those that
+            were, where a network is named: it learns from them.
         dim: Width of an embedding row.
         hidden: Widths of the layers.
         learning_rate: Of the network (Adam).
@@ -231,6 +233,7 @@ class PrerankSettings(_Section, frozen=True):
     network: str = ""
     family: str = "prerank"
     keep: int = 200
+    sample_rate: float = 0.1
     dim: int = 8
     hidden: tuple[int, ...] = (64, 32)
     learning_rate: float = 0.003
@@ -284,6 +287,8 @@ class ServeSettings(_Section, frozen=True):
         concurrent_max: Ranking requests that are worked on at once: scored, or waiting for Kafka.
         queue_max: Ranking requests that may wait for their turn; beyond it they are answered 429.
         stale_s: How long one may wait; then it is answered 429 and not worked on.
+        deadline_s: How long after a request was taken up its ranking may begin; later it is left out and candidates
+            keep the order of their priors, and so is pre-ranking after half of that. The answer says so (`degraded`).
         api_keys_env: The variable that holds the hashes of the keys that callers may have (`freshrank key`), with
             commas between; empty: callers need no key.
     """
@@ -297,6 +302,7 @@ class ServeSettings(_Section, frozen=True):
     concurrent_max: int = 32
     queue_max: int = 256
     stale_s: float = 1.0
+    deadline_s: float = 0.1
     api_keys_env: str = ""
 
 
@@ -816,9 +822,9 @@ _POSITIVE = {  # numbers that must be > 0
     "priors": ("publish_s", "counts_max"),
     "model": ("dim", "values_max"),
     "update": ("batch_rows", "threads", "learning_rate", "embedding_learning_rate", "n0", "confidence_margin"),
-    "prerank": ("keep", "dim", "batch_rows", "learning_rate", "embedding_learning_rate", "margin"),
+    "prerank": ("keep", "sample_rate", "dim", "batch_rows", "learning_rate", "embedding_learning_rate", "margin"),
     "gate": ("alpha", "buckets", "evidence_clip", "harm_max"),
-    "serve": ("candidates_max", "events_max", "body_bytes_max", "top", "concurrent_max", "stale_s"),
+    "serve": ("deadline_s", "candidates_max", "events_max", "body_bytes_max", "top", "concurrent_max", "stale_s"),
     "kafka": ("partitions",),
     "store": ("push_s", "max_age_s", "users_max"),
     "registry": ("keep",),
@@ -852,6 +858,7 @@ def _check_positive(settings: Settings) -> None:
         if not (value >= 0 and math.isfinite(value)):
             _impossible(key, "be >= 0", value)
     for key, value, most in (
+        ("[prerank] sample_rate", settings.prerank.sample_rate, 1.0),
         ("[serve] port", settings.serve.port, 65_535),
         ("[kafka] partitions", settings.kafka.partitions, PARTITIONS_MAX),
         ("[update] seed", settings.update.seed, SEED_MAX),

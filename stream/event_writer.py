@@ -21,6 +21,7 @@ from models.serving.schema import Click, ClientEvent, Impression, Rejected, Serv
 from stream import events
 from stream.partitioner import murmur2_partition
 
+RANKED, MATCHED = "rank_neg", "prerank_neg"  # stages of what was not shown, as RecFlow calls them
 PUBLISH_WAIT_S = 3.0  # chosen by hand: longer than a broker's change of leaders, shorter than a caller's patience
 IN_FLIGHT_MAX = 20_000  # chosen by hand: twenty full bodies of events; what comes while they wait is refused at once
 
@@ -86,6 +87,9 @@ def to_event(event: Served | ClientEvent) -> events.Request | events.Impression 
     """Return what was served or sent as an event of the log."""
     if isinstance(event, Served):
         candidates = [events.Candidate(ad.ad_id, _values(ad.values)) for ad in event.ads]
+        candidates += [events.Candidate(ad.ad_id, _values(ad.values), RANKED) for ad in event.ranked]
+        rate = event.sample_rate
+        candidates += [events.Candidate(ad.ad_id, _values(ad.values), MATCHED, rate) for ad in event.sampled]
         return events.Request(event.request_id, event.time_s, candidates, _values(event.values), event.snapshot)
     assert event.time_s is not None, "the reader of bodies fills in the time"
     ids = (event.request_id, event.ad_id, event.position, event.time_s)

@@ -28,7 +28,7 @@ from infra.settings import Settings
 from models.serving.catalog import ADS_MAX, CREATIVES_MAX, CatalogAd, CatalogCreative
 from stream.events import Candidate, Click, Event, Impression, Request, Tick, Value
 from stream.kafka import topic_name
-from stream.logs.ads import BID_MICROS, JoinedAds, read_ads
+from stream.logs.ads import JoinedAds, read_ads
 from stream.logs.arrivals import Arrival
 from stream.logs.reader import RowCounts
 from stream.logs.source import read_arrivals
@@ -281,7 +281,7 @@ class Catalog:
     def _record(self, shown: Candidate) -> CatalogAd:
         """Return what is known of an ad, what it was shown with now included."""
         known = self._growing.get(shown.ad_id) or self._joined.ads.get(shown.ad_id)
-        known = known or CatalogAd(shown.ad_id, bid_micros=BID_MICROS)
+        known = known or CatalogAd(shown.ad_id)
         own = {name: value for name, value in shown.values.items() if name not in self._of_creatives}
         ad = msgspec.structs.replace(known, values=known.values | own)
         creative_id = shown.values.get(self._creative_name)

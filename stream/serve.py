@@ -26,14 +26,16 @@ from prometheus_client import CollectorRegistry
 
 from infra.metrics import ServeMetrics
 from infra.settings import Settings, api_key_hashes, registry_url
+from models.prerank.inputs import prerank_fields
 from models.registry import Registry
 from models.serving.admission import Admission
 from models.serving.app import make_app
 from models.serving.catalog import Catalog
 from models.serving.connection import Connection
-from models.serving.pipeline import Pipeline, Sign
+from models.serving.pipeline import Pipeline, Rules, Sign
+from models.serving.prerank import Preranker
 from models.serving.rank import Scorer
-from models.serving.refresh import Refresher
+from models.serving.refresh import PrerankRefresher, Refresher
 from models.serving.schema import Limits, Readiness
 from models.swap import Holder
 from models.train import use_threads
@@ -99,6 +101,16 @@ def _admission(settings: Settings, metrics: ServeMetrics) -> Admission:
     )
 
 
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        candidates_max=settings.serve.candidates_max,
+        top=settings.serve.top,
+        keep=settings.prerank.keep,
+        sample_rate=settings.prerank.sample_rate if settings.prerank.network else None,
+        deadline_s=settings.serve.deadline_s,
+    )
+
+
 def _limits(settings: Settings) -> Limits:
     return Limits(
         candidates_max=settings.serve.candidates_max,
@@ -118,19 +130,28 @@ class _Service:
         self._unread = set(_FOLLOWED)
         self._field_names = tuple(field.name for field in settings.fields)
         self._holder: Holder[Scorer] = Holder()
+        self._prerankers: Holder[Preranker] = Holder()
         self._catalog = Catalog(settings.fields)
-        self._champion = ""
+        self._champions: dict[str, str] = {}  # by family
         self._pipeline = Pipeline(
             settings.fields,
-            self._holder,
-            self._catalog,
-            writer.publish,
-            metrics,
+            holder=self._holder,
+            prerankers=self._prerankers,
+            catalog=self._catalog,
+            publish=writer.publish,
+            metrics=metrics,
+            rules=_rules(settings),
             now_s=self.now_s,
             new_id=lambda: uuid.uuid4().hex,
             sign=_signer(settings),
-            candidates_max=settings.serve.candidates_max,
-            top=settings.serve.top,
+        )
+        self.prerank_refresher = PrerankRefresher(
+            Registry(registry_url(settings)),
+            self._prerankers,
+            self._catalog,
+            metrics,
+            fields=prerank_fields(settings.fields),
+            sample=lambda: self._pipeline.prerank_sample,
         )
         self.refresher = Refresher(
             Registry(registry_url(settings)),
@@ -182,10 +203,9 @@ class _Service:
                 self._refuse("snapshots", record, error)
                 continue
             self.metrics.records.labels("snapshots", "applied").inc()
-            if said.family == self.settings.model.family:
-                self._champion = said.champion
-        if self._champion and "snapshots" not in self._unread:
-            self.refresher.want(self._champion)
+            self._champions[said.family] = said.champion
+        if "snapshots" not in self._unread:
+            self._want_champions()
 
     async def take_ads(self, records: list[Record]) -> None:
         """Put the ads into the catalog."""
@@ -197,6 +217,7 @@ class _Service:
             else:
                 self.metrics.records.labels("catalog", "applied").inc()
         self.metrics.catalog_ads.set(len(self._catalog))
+        await self.prerank_refresher.apply_ads()
 
     async def take_counts(self, records: list[Record]) -> None:
         """Put the counts on top of the snapshot's."""
@@ -222,8 +243,15 @@ class _Service:
 
     def _has_read(self, topic: str) -> None:
         self._unread.discard(topic)
-        if topic == "snapshots" and self._champion:
-            self.refresher.want(self._champion)
+        if topic == "snapshots":
+            self._want_champions()
+
+    def _want_champions(self) -> None:
+        """Want what serves in each family; a pre-ranker only where the settings name one."""
+        if champion := self._champions.get(self.settings.model.family):
+            self.refresher.want(champion)
+        if self.settings.prerank.network and (champion := self._champions.get(self.settings.prerank.family)):
+            self.prerank_refresher.want(champion)
 
     def _refuse(self, topic: str, record: Record, error: Exception) -> None:
         self.metrics.records.labels(topic, "refused").inc()
@@ -240,7 +268,7 @@ async def _run(
         "catalog": service.take_ads,
         "prior-updates": service.take_counts,
     }
-    background = [asyncio.create_task(service.refresher.run())]
+    background = [asyncio.create_task(one.run()) for one in (service.refresher, service.prerank_refresher)]
     background += [asyncio.create_task(service.follow(name, options, take)) for name, take in takes.items()]
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loop = asyncio.get_running_loop()

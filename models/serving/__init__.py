@@ -6,6 +6,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     bodies.py C bytes from outside to checked values
     catalog.py C the ads that can be named by id
     rank.py C candidates to probabilities to an order
+    prerank.py C thousands of candidates to hundreds
     pipeline.py E one request from candidates to answer
     refresh.py E brings new snapshots in
     keys.py C who may ask

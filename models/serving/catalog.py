@@ -24,6 +24,7 @@ VERSION = 1
 ADS_MAX = 2_000_000  # chosen by hand: about 2 GB of values, the most that one process should hold
 BID_MICROS_MAX = 10**12  # a million of a currency for one click: a larger one is a slip; by hand
 CREATIVES_MAX = 100  # of one ad: each is scored with every request that shows the ad; chosen by hand
+BID_MICROS = 1_000_000  # of ads that say none: one for all, so that they rank by their click probability
 
 
 class CatalogCreative(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -44,14 +45,14 @@ class CatalogAd(msgspec.Struct, frozen=True):
     Attributes:
         ad_id: Which; the record's key.
         values: By field of the item's side; those of the creative's side hold for all its creatives.
-        bid_micros: What a click is worth to the advertiser, in millionths.
+        bid_micros: What a click is worth to the advertiser, in millionths; left out: the same as of all without.
         active: It may be shown.
         creatives: The ways to show it; none: it is shown as it is.
     """
 
     ad_id: Id
     values: dict[str, Any] = {}
-    bid_micros: Annotated[int, msgspec.Meta(ge=0, le=BID_MICROS_MAX)] = 0
+    bid_micros: Annotated[int, msgspec.Meta(ge=0, le=BID_MICROS_MAX)] = BID_MICROS
     active: bool = True
     creatives: Annotated[list[CatalogCreative], msgspec.Meta(max_length=CREATIVES_MAX)] = []
     v: int = VERSION
@@ -142,6 +143,7 @@ class Catalog:
         self._ads_max = ads_max
         self._ads: dict[str, Held] = {}
         self._inactive: set[str] = set()
+        self._changed: set[str] = set()
 
     def __len__(self) -> int:
         """Return how many ads are active."""
@@ -156,6 +158,7 @@ class Catalog:
         if value is None:
             self._ads.pop(ad_id, None)
             self._inactive.discard(ad_id)
+            self._changed.add(ad_id)
             return
         try:
             ad = self._reader.read(value, set())
@@ -163,6 +166,7 @@ class Catalog:
             raise ValueError(f'[catalog] the record of "{ad_id}" {error}') from None
         if ad.ad_id != ad_id:
             raise ValueError(f'[catalog] the record of "{ad_id}" must name its key, got "{ad.ad_id}"')
+        self._changed.add(ad_id)
         if not ad.active:
             self._ads.pop(ad_id, None)
             self._inactive.add(ad_id)
@@ -171,6 +175,20 @@ class Catalog:
             raise ValueError(f'[catalog] must hold at most {self._ads_max} ads, got one more: "{ad_id}"')
         self._inactive.discard(ad_id)
         self._ads[ad_id] = self._held(ad)
+
+    def take_changed(self) -> dict[str, Ad | None]:
+        """Return the ads that changed since the last call as they are now; None: the ad is not active any more."""
+        changed, self._changed = self._changed, set()
+        return {ad_id: self._as_ad(ad_id) for ad_id in changed}
+
+    def all_ads(self) -> dict[str, Ad | None]:
+        """Return every active ad, and count none as changed since."""
+        self._changed = set()
+        return {ad_id: self._as_ad(ad_id) for ad_id in self._ads}
+
+    def _as_ad(self, ad_id: str) -> Ad | None:
+        held = self._ads.get(ad_id)
+        return None if held is None else Ad(ad_id, held.values)
 
     def resolve(self, asked: Iterable[Ad]) -> Resolved:
         """Return the candidates with the catalog's values under their own."""

@@ -91,7 +91,7 @@ def candidate_frame(fields: Sequence[Field], values: dict[str, Clean], ads: Sequ
     return pl.DataFrame(columns)
 
 
-def best_first(scores: Scores, top: int) -> npt.NDArray[np.int64]:
+def best_first(scores: npt.NDArray[np.floating], top: int) -> npt.NDArray[np.int64]:
     """Return the indices of the `top` highest scores, highest first; ties in the order given."""
     order: npt.NDArray[np.int64] = np.argsort(-scores, kind="stable")
     return order[:top]

@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -21,7 +23,10 @@ from features.fields import Field
 from features.live_priors import CountUpdate, PublishedCounts
 from infra.metrics import ServeMetrics
 from models.registry import Registry
+from models.serving.catalog import Catalog
+from models.serving.prerank import Preranker
 from models.serving.rank import Scorer
+from models.serving.schema import Ad, Clean
 from models.snapshot import SnapshotError
 from models.swap import Holder
 
@@ -31,8 +36,64 @@ RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0  # a registry that was away is asked again within this time
 
 
-class Refresher:
-    """Follows announcements and count updates; see `want`, `run` and `apply`."""
+class Follower(ABC):
+    """Brings in the snapshots that are wanted; see `want` and `run`."""
+
+    def __init__(self, registry: Registry, metrics: ServeMetrics, task: Literal["click", "prerank"]) -> None:
+        """Begin wanting nothing.
+
+        Args:
+            registry: Where snapshots are.
+            metrics: What is exported.
+            task: Which models these are, as metrics call them.
+        """
+        self._registry = registry
+        self._metrics = metrics
+        self._task = task
+        self._wanted = ""
+        self._news = asyncio.Event()
+
+    def want(self, version: str) -> None:
+        """Say which snapshot is to serve; the newest call counts, and nobody waits."""
+        self._wanted = version
+        self._news.set()
+
+    async def run(self) -> None:
+        """Bring in what is wanted, for ever; a registry that cannot be reached is asked again and again."""
+        wait_s = RETRY_FIRST_S
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            version = self._wanted
+            try:
+                await self.bring_in(version)
+                wait_s = RETRY_FIRST_S
+            except OSError as error:
+                self._metrics.snapshots.labels(self._task, "unreachable").inc()
+                log.warning("[refresh] snapshot %s cannot be read, trying again in %.1f s: %s", version, wait_s, error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_MAX_S)
+                self._news.set()
+
+    @abstractmethod
+    async def bring_in(self, version: str) -> bool:
+        """Load, check and warm up a snapshot, then swap; return whether it serves now.
+
+        Raises:
+            OSError: If the registry cannot be reached.
+        """
+
+    def _refuse(self, version: str, serving: str, error: Exception) -> None:
+        self._metrics.snapshots.labels(self._task, "refused").inc()
+        log.error("[refresh] snapshot %s is refused, %s goes on serving: %s", version, serving or "nothing", error)
+
+    def _swapped(self, version: str) -> None:
+        self._metrics.snapshots.labels(self._task, "swapped").inc()
+        log.info("[refresh] snapshot %s serves", version)
+
+
+class Refresher(Follower):
+    """Follows the click model's announcements and count updates; see `apply`."""
 
     def __init__(
         self,
@@ -58,63 +119,31 @@ class Refresher:
             counts_max: If more values than this are published, those with the least evidence are.
             sample: The last request's frame and time, for warming up.
         """
-        self._registry = registry
+        super().__init__(registry, metrics, "click")
         self._holder = holder
-        self._metrics = metrics
         self._fields = fields
         self._evidence_min = evidence_min
         self._counts_max = counts_max
         self._sample = sample
         self._live = PublishedCounts.empty(half_lives_s, len(fields))
-        self._wanted = ""
-        self._news = asyncio.Event()
         self._one_change = asyncio.Lock()
 
-    def want(self, version: str) -> None:
-        """Say which snapshot is to serve; the newest call counts, and nobody waits."""
-        self._wanted = version
-        self._news.set()
-
-    async def run(self) -> None:
-        """Bring in what is wanted, for ever; a registry that cannot be reached is asked again and again."""
-        wait_s = RETRY_FIRST_S
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            version = self._wanted
-            try:
-                await self.bring_in(version)
-                wait_s = RETRY_FIRST_S
-            except OSError as error:
-                self._metrics.snapshots.labels("unreachable").inc()
-                log.warning("[refresh] snapshot %s cannot be read, trying again in %.1f s: %s", version, wait_s, error)
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_MAX_S)
-                self._news.set()
-
     async def bring_in(self, version: str) -> bool:
-        """Load, check and warm up a snapshot, then swap; return whether it serves now.
-
-        Raises:
-            OSError: If the registry cannot be reached.
-        """
+        """See `Follower`."""
         current = self._holder.current
         if current is not None and current.version == version:
             return True
         try:
             scorer = await asyncio.to_thread(self._load, version)
         except (ValueError, RuntimeError) as error:  # RuntimeError is torch's word for weights of another shape
-            self._metrics.snapshots.labels("refused").inc()
-            serving = current.version if current else "nothing"
-            log.error("[refresh] snapshot %s is refused, %s goes on serving: %s", version, serving, error)
+            self._refuse(version, current.version if current else "", error)
             return False
         async with self._one_change:
             self._live = await asyncio.to_thread(self._live.without, self._evidence_min)
             await self._swap(scorer)
-        self._metrics.snapshots.labels("swapped").inc()
+        self._swapped(version)
         self._metrics.swapped_at_s.set(time.time())
         self._metrics.snapshot_slide.set(-1 if scorer.slide is None else scorer.slide)
-        log.info("[refresh] snapshot %s serves", version)
         return True
 
     async def apply(self, updates: Sequence[CountUpdate]) -> None:
@@ -158,3 +187,73 @@ class Refresher:
         if not np.isfinite(scores).all():
             raise SnapshotError(f"snapshot {version} must give finite probabilities, got others on the last request")
         return scorer
+
+
+class PrerankRefresher(Follower):
+    """Follows the pre-ranker's announcements and the catalog; see `apply_ads`."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        holder: Holder[Preranker],
+        catalog: Catalog,
+        metrics: ServeMetrics,
+        *,
+        fields: Sequence[Field],
+        sample: Callable[[], tuple[dict[str, Clean], list[Ad]]],
+    ) -> None:
+        """Begin without a snapshot.
+
+        Args:
+            registry: Where snapshots are.
+            holder: Where the one that serves goes.
+            catalog: The ads whose halves it holds.
+            metrics: What is exported.
+            fields: What pre-rankers of the deployment read.
+            sample: Values and candidates of the last request, for warming up.
+        """
+        super().__init__(registry, metrics, "prerank")
+        self._holder = holder
+        self._catalog = catalog
+        self._fields = fields
+        self._sample = sample
+        self._one_change = asyncio.Lock()
+
+    async def bring_in(self, version: str) -> bool:
+        """See `Follower`."""
+        current = self._holder.current
+        if current is not None and current.version == version:
+            return True
+        async with self._one_change:
+            ads = self._catalog.all_ads()
+            try:
+                preranker = await asyncio.to_thread(self._load, version, ads)
+            except (ValueError, RuntimeError) as error:
+                self._refuse(version, current.version if current else "", error)
+                return False
+            self._holder.swap(preranker)
+        self._swapped(version)
+        return True
+
+    async def apply_ads(self) -> None:
+        """Hold the halves of the ads that changed in the catalog."""
+        async with self._one_change:
+            current, changed = self._holder.current, self._catalog.take_changed()
+            if current is not None and changed:
+                self._holder.swap(await asyncio.to_thread(current.with_ads, changed))
+
+    def _load(self, version: str, ads: dict[str, Ad | None]) -> Preranker:
+        """Return a pre-ranker that holds the ads and has proved itself on the last request."""
+        snapshot, _ = self._registry.load(version, fields=self._fields)
+        values, candidates = self._sample()
+        try:
+            preranker = Preranker.from_snapshot(snapshot).with_ads(ads)
+            scores = preranker.score(values, candidates, [False] * len(candidates))
+        except LookupError as error:
+            rule = "hold every tensor that this release reads"
+            raise SnapshotError(
+                f"snapshot {version} must {rule}, got no {error}; use the release that wrote it"
+            ) from error
+        if not np.isfinite(scores).all():
+            raise SnapshotError(f"snapshot {version} must give finite scores, got others on the last request")
+        return preranker

@@ -130,6 +130,8 @@ class RankedAd(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         pctr: Predicted probability of a click.
         known: The ad was in the catalog.
+        bid_micros: What a click of it is worth, in millionths.
+        ecpm_micros: What a thousand impressions are expected to be worth: by this ads are ordered.
         propensity: Probability with which it was put at this place, for counterfactual estimates.
         token: Proof that it was, to be sent back with its impression and its click; empty where none is demanded.
     """
@@ -138,6 +140,8 @@ class RankedAd(msgspec.Struct, frozen=True, gc=False):
     position: int
     pctr: float
     known: bool
+    bid_micros: int = 0
+    ecpm_micros: float = 0.0
     propensity: float = 1.0
     token: str = ""
 
@@ -147,26 +151,38 @@ class RankAnswer(msgspec.Struct, frozen=True):
 
     Attributes:
         snapshot: Version of the snapshot that scored all of it.
-        degraded: Parts that were left out to answer in time.
+        prerank: What chose the candidates that were ranked: version of a pre-ranker's snapshot, `prior`, or empty where
+            all were ranked.
+        degraded: Parts that were left out to answer in time: `prerank`, `rank`.
         inactive: Candidates that the catalog holds as inactive; they are not ranked.
     """
 
     request_id: str
     snapshot: str
     ads: list[RankedAd]
+    prerank: str = ""
     degraded: list[str] = []
     ignored_fields: list[str] = []
     inactive: list[str] = []
 
 
 class Served(msgspec.Struct, frozen=True):
-    """What was answered and on which values: becomes the `request` event, before the answer leaves."""
+    """What was answered and on which values: becomes the `request` event, before the answer leaves.
+
+    Attributes:
+        ads: What was shown, best first.
+        ranked: What was ranked and not shown.
+        sampled: Of the candidates that were not ranked, those that were drawn with the probability `sample_rate`.
+    """
 
     request_id: str
     time_s: float
     values: dict[str, Clean]
     ads: list[Ad]
     snapshot: str
+    ranked: list[Ad] = []
+    sampled: list[Ad] = []
+    sample_rate: float = 1.0
 
 
 class Health(msgspec.Struct, frozen=True):

@@ -133,7 +133,7 @@ async def test_from_an_announced_snapshot_to_logged_events_to_the_next_snapshot(
         await eventually(lambda: exports(client, taken))
         await send(kafka_options, f"{prefix}.snapshots", "ctr", announcement(0))
         await eventually(lambda: is_ready(client))
-        assert await exports(client, 'freshrank_snapshot_swaps_total{outcome="swapped"} 1.0')
+        assert await exports(client, 'freshrank_snapshot_swaps_total{outcome="swapped",task="click"} 1.0')
 
         answer = (await client.post("/v1/rank", json=BODY)).json()
         assert answer["snapshot"] == two_snapshots()[0].version

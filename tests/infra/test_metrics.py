@@ -68,9 +68,9 @@ def test_the_bridge_shows_every_outcome_of_both_topics_before_there_is_one() -> 
 
 def test_two_groups_do_not_add_up() -> None:
     one, other = ServeMetrics(CollectorRegistry()), ServeMetrics(CollectorRegistry())
-    one.snapshots.labels("swapped").inc()
-    assert 'freshrank_snapshot_swaps_total{outcome="swapped"} 1.0' in expose(one.registry)[0].decode()
-    assert 'freshrank_snapshot_swaps_total{outcome="swapped"} 0.0' in expose(other.registry)[0].decode()
+    one.snapshots.labels("click", "swapped").inc()
+    assert 'freshrank_snapshot_swaps_total{outcome="swapped",task="click"} 1.0' in expose(one.registry)[0].decode()
+    assert 'freshrank_snapshot_swaps_total{outcome="swapped",task="click"} 0.0' in expose(other.registry)[0].decode()
 
 
 def test_ledger_says_what_its_partitions_hold_when_it_is_asked() -> None:

@@ -21,7 +21,8 @@ from models.serving.admission import Admission
 from models.serving.app import make_app
 from models.serving.catalog import Catalog
 from models.serving.connection import Connection
-from models.serving.pipeline import Pipeline
+from models.serving.pipeline import Pipeline, Rules
+from models.serving.prerank import Preranker
 from models.serving.rank import Scorer
 from models.serving.refresh import Refresher
 from models.serving.schema import Limits, Readiness
@@ -62,6 +63,7 @@ class Service:
     ) -> None:
         self.log = EventLog()
         self.holder = ToldHolder()
+        self.prerankers: Holder[Preranker] = Holder()
         self.catalog = Catalog(FIELDS)
         for i in range(20):
             values = {"tags": [f"t{i % 2}", f"t{i % 5}"]}
@@ -70,15 +72,21 @@ class Service:
         self.registry = Registry(str(registry_dir))
         self.pipeline = Pipeline(
             FIELDS,
-            self.holder,
-            self.catalog,
-            self.log.publish,
-            self.metrics,
+            holder=self.holder,
+            prerankers=self.prerankers,
+            catalog=self.catalog,
+            publish=self.log.publish,
+            metrics=self.metrics,
             now_s=lambda: NOW_S,
             new_id=lambda: "made-id",
             sign=lambda *_: "",
-            candidates_max=LIMITS.candidates_max,
-            top=LIMITS.top,
+            rules=Rules(
+                candidates_max=LIMITS.candidates_max,
+                top=LIMITS.top,
+                keep=LIMITS.candidates_max,
+                sample_rate=None,
+                deadline_s=60.0,
+            ),
         )
         self.refresher = Refresher(
             self.registry,

@@ -44,11 +44,12 @@ async def test_a_ranking_request_is_answered_in_json(client: httpx.AsyncClient) 
     assert content == {
         "request_id": "q1",
         "snapshot": two_snapshots()[0].version,
+        "prerank": "",
         "degraded": [],
         "ignored_fields": [],
         "inactive": [],
     }
-    assert best.keys() == {"ad_id", "position", "pctr", "known", "propensity", "token"}
+    assert best.keys() == {"ad_id", "position", "pctr", "known", "bid_micros", "ecpm_micros", "propensity", "token"}
     assert 0.0 < best["pctr"] < 1.0
 
 

@@ -55,7 +55,7 @@ async def test_a_good_snapshot_serves_and_scores_as_it_did_before_it_was_saved(s
     assert serving(service).version == version(1)
     expected = Scorer.from_snapshot(two_snapshots()[1]).score(FRAME, NOW_S)
     np.testing.assert_array_equal(serving(service).score(FRAME, NOW_S), expected)
-    assert service.metric("freshrank_snapshot_swaps_total", outcome="swapped") == 1.0
+    assert service.metric("freshrank_snapshot_swaps_total", task="click", outcome="swapped") == 1.0
     assert service.metric("freshrank_snapshot_slide_count") == 2.0
 
 
@@ -73,7 +73,7 @@ async def test_a_broken_snapshot_is_refused_and_the_old_one_serves(
     spoil(tmp_path, version(1))
     assert not await service.refresher.bring_in(version(1))
     assert serving(service).version == version(0)
-    assert service.metric("freshrank_snapshot_swaps_total", outcome="refused") == 1.0
+    assert service.metric("freshrank_snapshot_swaps_total", task="click", outcome="refused") == 1.0
     assert f"snapshot {version(1)} is refused, {version(0)} goes on serving" in caplog.text
 
 
@@ -182,7 +182,7 @@ async def test_a_registry_that_was_away_is_asked_again(
     async with asyncio.timeout(10.0):
         await service.holder.is_set.wait()
     running.cancel()
-    assert service.metric("freshrank_snapshot_swaps_total", outcome="unreachable") == 1.0
+    assert service.metric("freshrank_snapshot_swaps_total", task="click", outcome="unreachable") == 1.0
 
 
 async def test_the_newest_wish_counts(service: Service) -> None:
@@ -193,7 +193,7 @@ async def test_the_newest_wish_counts(service: Service) -> None:
         await service.holder.is_set.wait()
     running.cancel()
     assert serving(service).version == version(1)
-    assert service.metric("freshrank_snapshot_swaps_total", outcome="swapped") == 1.0
+    assert service.metric("freshrank_snapshot_swaps_total", task="click", outcome="swapped") == 1.0
 
 
 async def test_counts_that_came_before_the_snapshot_are_under_its_scores(service: Service) -> None:
