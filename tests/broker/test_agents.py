@@ -11,10 +11,14 @@ from infra.broker import BrokerInfo
 from stream.announcement import decode_announcement
 from stream.backtest import run_backtest
 from stream.cascade import Cascade, Funnel
+from stream.events import Request, decode_event
+from stream.logs.ads import read_ads
 from stream.logs.reader import RowCounts
 from stream.logs.simulated import write_cascade
 from stream.logs.source import read_arrivals
+from stream.partitioner import murmur2_partition
 from tests.broker.deployment import CONFIGS, Deployment, deploy, until
+from tests.broker.test_serve import eventually, exports, serving
 
 ROWS = 12_000
 SLIDE_S = 1800.0
@@ -101,3 +105,33 @@ async def test_the_pre_ranker_learns_from_chains_what_a_backtest_learns_also_whe
     assert [(one.slide, one.champion, one.latest) for one in records if one.family == "ctr"] == clicks
     last = result["prerank"][-1]["latest"]
     assert last["auc"] > 0.7
+
+
+@pytest.mark.slow
+async def test_what_the_pre_ranker_learnt_serves_and_what_it_served_is_what_it_learns_from(
+    tmp_path: Path, broker: BrokerInfo, topic_prefix: str
+) -> None:
+    funnel = Funnel(matched=100, preranked=30, exposed=5, sample_rate=0.5)
+    write_cascade(tmp_path / "cascade", Cascade(3, hours=4, funnel=funnel, n_ads=300, requests_per_hour=60.0))
+    some = deploy(tmp_path, broker.bootstrap_servers, topic_prefix, config=CONFIGS / "cascade.toml", slide_s=SLIDE_S)
+    await some.replay()
+    ads = read_ads(some.settings.log, some.settings.fields, [some.data_dir]).ads  # type: ignore[arg-type]
+    with some.role("worker", "ledger"), some.role("worker", "train"):
+        await until(some.announced(4, "prerank"), 90.0)
+        await until(some.announced(4), 60.0)
+    said = [decode_announcement(record.value or b"") for record in await some.read("snapshots", 0)]
+    champion = [one.champion for one in said if one.family == "prerank"][-1]
+    async with serving(some.settings, broker) as client:
+        await eventually(lambda: exports(client, 'swaps_total{outcome="swapped",task="prerank"} 1.0'))
+        body = {"request_id": "q1", "user": {"user_id": "1", "age": "2"}, "candidates": list(ads)[:300], "top": 10}
+        answer = (await client.post("/v1/rank", json=body)).json()
+    assert answer["prerank"] == champion
+    assert [ad["bid_micros"] for ad in answer["ads"]] == [ads[ad["ad_id"]].bid_micros for ad in answer["ads"]]
+    partition = murmur2_partition(b"q1", some.cluster.partitions)
+    *_, last = [decode_event(record.value) for record in await some.read("events", partition)]
+    assert isinstance(last, Request)
+    stages = [(one.stage, one.sample_rate) for one in last.candidates]
+    assert stages[:200] == [("exposed", 1.0)] * 10 + [("rank_neg", 1.0)] * 190
+    assert {*stages[200:]} == {("prerank_neg", 0.1)}
+    assert [one.ad_id for one in last.candidates[:10]] == [ad["ad_id"] for ad in answer["ads"]]
+    assert last.candidates[0].values["advertiser_id"]
