@@ -11,7 +11,8 @@ Shape legend: `N` rows, `S` slots, `W` slots of one field.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from features.fields import Field, slot_counts
+from features.fields import Field, field_slots, slot_counts
 
 Keys = npt.NDArray[np.uint64]
 
@@ -43,6 +44,56 @@ def encode(frame: pl.DataFrame, fields: Sequence[Field]) -> Keys:
         else:
             parts[field.name] = _encode_column(frame[field.column], field)
     return np.concatenate([parts[field.name] for field in fields], axis=1)
+
+
+class ValueEncoder:
+    """Keys of one thing's values at a time, those that `encode` gives them, without a frame: serving's way.
+
+    Attributes:
+        fields: The raw fields that it reads, in their order.
+    """
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        """Take the raw fields."""
+        self.fields = tuple(fields)
+        widths = slot_counts(self.fields)
+        self._n_slots = sum(widths)
+        starts = np.cumsum([0, *widths]).tolist()
+        self._plan = [(f, _seed(f), start) for f, start in zip(self.fields, starts, strict=False)]
+
+    def keys(self, values: Mapping[str, Any]) -> Keys:
+        """Return the keys of values by field name, (S,): text, lists of text and numbers, None where absent."""
+        keys = np.zeros(self._n_slots, np.uint64)
+        for field, seed, start in self._plan:
+            value = values.get(field.name)
+            if value is None:
+                continue
+            if field.kind == "category":
+                keys[start] = _hash(value.encode(), seed)
+            elif field.kind == "number":
+                keys[start] = _bucket_keys(np.array([value], np.float64), seed)[0]
+            else:
+                several = sorted({_hash(one.encode(), seed) for one in value[: field.values_max]}, reverse=True)
+                keys[start : start + len(several)] = several
+        return keys
+
+
+def join_keys(fields: Sequence[Field], parts: Sequence[tuple[Sequence[Field], Keys]]) -> Keys:
+    """Return the keys of rows from those of their raw fields, crosses added, (N, S).
+
+    Args:
+        fields: Of the rows.
+        parts: Raw fields with their keys, (N, their S), or (their S,) where all rows share them.
+    """
+    n_rows = max(len(keys) for _, keys in parts if keys.ndim == 2)
+    found: dict[str, Keys] = {}
+    for own, keys in parts:
+        for field, place in zip(own, field_slots(own), strict=True):
+            found[field.name] = np.broadcast_to(keys[..., place], (n_rows, place.stop - place.start))
+    for field, width in zip(fields, slot_counts(fields), strict=True):
+        if field.side == "cross":
+            found[field.name] = cross_keys(field, [found[name] for name in field.of], width)
+    return np.concatenate([found[field.name] for field in fields], axis=1)
 
 
 def cross_keys(field: Field, parts: Sequence[Keys], width: int) -> Keys:
@@ -110,10 +161,13 @@ def _hash_all(values: pa.Array, seed: int) -> Keys:
 
 def _encode_numbers(values: pl.Series, field: Field) -> Keys:
     """Bucket by sign, exponent and top bits of the mantissa: scale-free, without a look at other rows."""
-    numbers = values.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy() + 0.0  # -0.0 becomes 0.0
-    buckets = numbers.view(np.uint64) >> np.uint64(52 - MANTISSA_BITS)
-    keys = np.maximum(mix(mix(buckets + _GOLDEN) ^ np.uint64(_seed(field))), np.uint64(1))
-    return np.where(np.isnan(numbers), np.uint64(0), keys)
+    numbers = values.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
+    return np.where(np.isnan(numbers), np.uint64(0), _bucket_keys(numbers, _seed(field)))
+
+
+def _bucket_keys(numbers: npt.NDArray[np.float64], seed: int) -> Keys:
+    buckets = (numbers + 0.0).view(np.uint64) >> np.uint64(52 - MANTISSA_BITS)  # -0.0 becomes 0.0
+    return np.maximum(mix(mix(buckets + _GOLDEN) ^ np.uint64(seed)), np.uint64(1))
 
 
 def _encode_lists(values: pl.Series, field: Field) -> Keys:

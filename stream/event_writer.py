@@ -9,15 +9,14 @@ service accepts from outside is a valid event of the log; how many events wait h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import NoReturn, cast
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from infra.metrics import ServeMetrics
 from models.serving.pipeline import Unavailable
-from models.serving.schema import Click, ClientEvent, Impression, Rejected, Served
+from models.serving.schema import Ad, Click, ClientEvent, Impression, Rejected, Served
 from stream import events
 from stream.partitioner import murmur2_partition
 
@@ -86,11 +85,11 @@ class EventWriter:
 def to_event(event: Served | ClientEvent) -> events.Request | events.Impression | events.Click:
     """Return what was served or sent as an event of the log."""
     if isinstance(event, Served):
-        candidates = [events.Candidate(ad.ad_id, _values(ad.values)) for ad in event.ads]
-        candidates += [events.Candidate(ad.ad_id, _values(ad.values), RANKED) for ad in event.ranked]
-        rate = event.sample_rate
-        candidates += [events.Candidate(ad.ad_id, _values(ad.values), MATCHED, rate) for ad in event.sampled]
-        return events.Request(event.request_id, event.time_s, candidates, _values(event.values), event.snapshot)
+        candidates = [_candidate(ad, "exposed", 1.0) for ad in event.ads]
+        candidates += [_candidate(ad, RANKED, 1.0) for ad in event.ranked]
+        candidates += [_candidate(ad, MATCHED, event.sample_rate) for ad in event.sampled]
+        values = cast(dict[str, events.Value], event.values)
+        return events.Request(event.request_id, event.time_s, candidates, values, event.snapshot)
     assert event.time_s is not None, "the reader of bodies fills in the time"
     ids = (event.request_id, event.ad_id, event.position, event.time_s)
     if isinstance(event, Impression):
@@ -99,8 +98,8 @@ def to_event(event: Served | ClientEvent) -> events.Request | events.Impression 
     return events.Click(*ids, token=event.token)
 
 
-def _values(values: Mapping[str, Any]) -> dict[str, events.Value]:
-    return dict(values)
+def _candidate(ad: Ad, stage: str, sample_rate: float) -> events.Candidate:
+    return events.Candidate(ad.ad_id, cast(dict[str, events.Value], ad.values), stage, sample_rate)
 
 
 def _refuse_size(size: int) -> NoReturn:

@@ -9,13 +9,14 @@ kind; a name that no field has is ignored and said, a value of the wrong kind is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from features.fields import Field, Kind, Side, raw_fields
-from models.serving.schema import Ad, Clean, ClientEvent, Fault, NamedAd, RankBody, RankQuery, Rejected
+from models.serving.schema import Clean, ClientEvent, Fault, NamedAd, RankBody, RankQuery, Rejected
 
 _T = TypeVar("_T")
 
@@ -73,25 +74,27 @@ class RankReader:
         ignored: set[str] = set()
         values = self._user.read(raw.user, "user", ignored)
         values |= self._context.read(raw.context, "context", ignored)
+        ids, own = self._candidates(raw.candidates, ignored)
         return RankQuery(
             request_id=raw.request_id or "",
             values=values,
-            ads=self._ads(raw.candidates, ignored),
+            ids=ids,
+            own=own,
             top=raw.top or self._top,
             ignored_fields=sorted(ignored),
         )
 
-    def _ads(self, candidates: list[str | NamedAd], ignored: set[str]) -> list[Ad]:
-        ads: dict[str, Ad] = {}
-        for one in candidates:
-            if isinstance(one, str):
-                ad = Ad(one, {})
-            else:
-                ad = Ad(one.ad_id, self._ad.read(one.values, "candidates", ignored))
-            if ad.ad_id in ads:
-                raise Rejected("candidates", "must hold each ad once", f'"{ad.ad_id}" twice')
-            ads[ad.ad_id] = ad
-        return list(ads.values())
+    def _candidates(
+        self, candidates: list[str | NamedAd], ignored: set[str]
+    ) -> tuple[list[str], dict[str, dict[str, Clean]]]:
+        """Return the ids of the candidates, and the values that some come with."""
+        ids = [one if isinstance(one, str) else one.ad_id for one in candidates]
+        if len(set(ids)) < len(ids):
+            twice = next(one for one, count in Counter(ids).items() if count > 1)
+            raise Rejected("candidates", "must hold each ad once", f'"{twice}" twice')
+        named = (one for one in candidates if not isinstance(one, str))
+        read = {one.ad_id: self._ad.read(one.values, "candidates", ignored) for one in named}
+        return ids, {ad_id: values for ad_id, values in read.items() if values}
 
 
 def read_events(body: bytes, *, events_max: int, now_s: float, ahead_max_s: float) -> list[ClientEvent | Fault]:

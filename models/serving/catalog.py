@@ -11,11 +11,13 @@ of all of them; the number of ads, and of an ad's creatives, has a limit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 
+from features.encode import Keys, ValueEncoder
 from features.fields import Field, id_field, raw_fields
 from models.serving.bodies import ValueReader
 from models.serving.schema import Ad, Clean, Id
@@ -66,25 +68,73 @@ class Creative(msgspec.Struct, frozen=True, gc=False):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """What the catalog holds of an active ad: the values it is scored on, its bid and its creatives."""
+    """What the catalog holds of an active ad.
+
+    Attributes:
+        values: What it is scored on.
+        keys: Of those values, (S,), as `Catalog.encoder` gives them.
+        bid_micros: Its bid.
+        creatives: The ways to show it.
+    """
 
     values: dict[str, Clean]
+    keys: Keys
     bid_micros: int
     creatives: tuple[Creative, ...]
 
 
-class Resolved(msgspec.Struct, frozen=True):
-    """Candidates with all their values.
+class Resolved:
+    """The candidates that may be ranked, with what is known of them.
 
     Attributes:
-        ads: Those that may be ranked.
-        held: What the catalog holds of each of them; None: nothing.
+        ids: In the order asked.
+        held: What the catalog holds of each; None: nothing.
+        own: Values that the caller gave, by id.
         inactive: Ids of the others.
     """
 
-    ads: list[Ad]
-    held: list[Held | None]
-    inactive: list[str]
+    def __init__(
+        self,
+        catalog: Catalog,
+        ids: list[str],
+        held: list[Held | None],
+        own: Mapping[str, dict[str, Clean]],
+        inactive: list[str],
+    ) -> None:
+        """Take what `Catalog.resolve` found."""
+        self.ids = ids
+        self.held = held
+        self.own = own
+        self.inactive = inactive
+        self._catalog = catalog
+
+    def __len__(self) -> int:
+        """Return how many may be ranked."""
+        return len(self.ids)
+
+    def values(self, index: int) -> dict[str, Clean]:
+        """Return the values of a candidate, the caller's over the catalog's."""
+        ad_id, held = self.ids[index], self.held[index]
+        own = self.own.get(ad_id)
+        if held is not None and own is None:
+            return held.values
+        return {**(held.values if held else {}), **(own or {}), self._catalog.id_name: ad_id}
+
+    def ads(self, indices: Iterable[int]) -> list[Ad]:
+        """Return candidates with all their values."""
+        return [Ad(self.ids[index], self.values(index)) for index in indices]
+
+    def keys(self, indices: Sequence[int]) -> Keys:
+        """Return the keys of candidates' values, (their number, S)."""
+        if not indices:
+            return self._catalog.encoder.keys({})[None][:0]
+        return np.stack([self._keys(index) for index in indices])
+
+    def _keys(self, index: int) -> Keys:
+        held = self.held[index]
+        if held is not None and self.ids[index] not in self.own:
+            return held.keys
+        return self._catalog.encoder.keys(self.values(index))
 
 
 _decoder = msgspec.json.Decoder(CatalogAd)
@@ -130,15 +180,21 @@ def _twice(names: Iterable[str]) -> str | None:
 
 
 class Catalog:
-    """The current ads by id."""
+    """The current ads by id.
+
+    Attributes:
+        id_name: The field that holds an ad's id.
+        encoder: Of the values of ads and their creatives.
+    """
 
     def __init__(self, fields: Sequence[Field], *, ads_max: int = ADS_MAX) -> None:
         """Begin with no ad."""
         named, creative = id_field(fields, "item"), id_field(fields, "creative")
         assert named is not None, "settings without an item id field cannot be read"
-        self._id_name = named.name
+        self.id_name = named.name
         self._creative_name = creative.name if creative else None
         self._of_creatives = {field.name for field in raw_fields(fields) if field.side == "creative"}
+        self.encoder = ValueEncoder([field for field in raw_fields(fields) if field.side in ("item", "creative")])
         self._reader = AdReader(fields)
         self._ads_max = ads_max
         self._ads: dict[str, Held] = {}
@@ -176,33 +232,30 @@ class Catalog:
         self._inactive.discard(ad_id)
         self._ads[ad_id] = self._held(ad)
 
-    def take_changed(self) -> dict[str, Ad | None]:
+    def take_changed(self) -> dict[str, Held | None]:
         """Return the ads that changed since the last call as they are now; None: the ad is not active any more."""
         changed, self._changed = self._changed, set()
-        return {ad_id: self._as_ad(ad_id) for ad_id in changed}
+        return {ad_id: self._ads.get(ad_id) for ad_id in changed}
 
-    def all_ads(self) -> dict[str, Ad | None]:
+    def all_ads(self) -> dict[str, Held | None]:
         """Return every active ad, and count none as changed since."""
         self._changed = set()
-        return {ad_id: self._as_ad(ad_id) for ad_id in self._ads}
+        return dict(self._ads)
 
-    def _as_ad(self, ad_id: str) -> Ad | None:
-        held = self._ads.get(ad_id)
-        return None if held is None else Ad(ad_id, held.values)
+    def resolve(self, ids: list[str], own: Mapping[str, dict[str, Clean]]) -> Resolved:
+        """Return what is known of candidates.
 
-    def resolve(self, asked: Iterable[Ad]) -> Resolved:
-        """Return the candidates with the catalog's values under their own."""
-        ads: list[Ad] = []
-        found: list[Held | None] = []
-        inactive: list[str] = []
-        for ad in asked:
-            if ad.ad_id in self._inactive:
-                inactive.append(ad.ad_id)
-                continue
-            held = self._ads.get(ad.ad_id)
-            ads.append(Ad(ad.ad_id, self._merged(ad, held)))
-            found.append(held)
-        return Resolved(ads, found, inactive)
+        Args:
+            ids: Which, each once.
+            own: Values that the caller gave for some, by id; they win over the catalog's.
+        """
+        held = list(map(self._ads.get, ids))
+        inactive = [ad_id for ad_id in ids if ad_id in self._inactive] if self._inactive and None in held else []
+        if inactive:
+            gone = {*inactive}
+            ids = [ad_id for ad_id in ids if ad_id not in gone]
+            held = list(map(self._ads.get, ids))
+        return Resolved(self, ids, held, own, inactive)
 
     def _held(self, ad: CatalogAd) -> Held:
         shared = {name: value for name, value in ad.values.items() if name in self._of_creatives}
@@ -210,12 +263,8 @@ class Catalog:
             Creative(one.creative_id, shared | one.values | self._named(one.creative_id)) for one in ad.creatives
         )
         first = creatives[0].values if creatives else {}
-        return Held(ad.values | first | {self._id_name: ad.ad_id}, ad.bid_micros, creatives)
+        values = ad.values | first | {self.id_name: ad.ad_id}
+        return Held(values, self.encoder.keys(values), ad.bid_micros, creatives)
 
     def _named(self, creative_id: str) -> dict[str, Clean]:
         return {self._creative_name: creative_id} if self._creative_name else {}
-
-    def _merged(self, ad: Ad, held: Held | None) -> dict[str, Clean]:
-        if held is not None and not ad.values:
-            return held.values
-        return {**(held.values if held else {}), **ad.values, self._id_name: ad.ad_id}

@@ -16,15 +16,16 @@ from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
-import polars as pl
+import xxhash
 
-from features.fields import Field
+from features.encode import Keys, ValueEncoder, join_keys
+from features.fields import Field, raw_fields
 from infra.metrics import ServeMetrics
 from models.serving.bodies import RankReader
 from models.serving.catalog import BID_MICROS, Catalog, Resolved
-from models.serving.prerank import Preranker, prior_rates
-from models.serving.rank import Scorer, Scores, best_first, candidate_frame
-from models.serving.schema import Ad, Clean, ClientEvent, RankAnswer, RankedAd, RankQuery, Served
+from models.serving.prerank import Preranker, item_slots, prior_rates
+from models.serving.rank import Scorer, Scores, best_first
+from models.serving.schema import ClientEvent, RankAnswer, RankedAd, RankQuery, Served
 from models.swap import Holder
 
 Publish = Callable[[Served | ClientEvent], Awaitable[None]]
@@ -32,6 +33,9 @@ Publish = Callable[[Served | ClientEvent], Awaitable[None]]
 
 Sign = Callable[[str, str, int, float], str]
 """Returns the token of (request_id, ad_id, position, event time of the request)."""
+
+
+SAMPLED = 10  # candidates that a new pre-ranker is warmed up on: as the halves of the catalog's ads show the rest
 
 
 class Unavailable(Exception):
@@ -71,8 +75,8 @@ class Pipeline:
     """Answers ranking requests.
 
     Attributes:
-        sample: The frame of the last request and its time: what a new snapshot is warmed up on.
-        prerank_sample: The values and the candidates of the last request that was pre-ranked, likewise.
+        sample: Keys of the last request's candidates, (K, S), and its time: what a new snapshot is warmed up on.
+        prerank_sample: Keys of the last request's values, (S,), and of some of its candidates, (K, S), likewise.
     """
 
     def __init__(
@@ -98,12 +102,16 @@ class Pipeline:
             sign: Makes the token of a place in an answer.
             clock: Seconds that pass while a request is worked on.
         """
-        self.sample: tuple[pl.DataFrame, float] = (candidate_frame(fields, {}, [Ad("", {})]), 0.0)
-        self.prerank_sample: tuple[dict[str, Clean], list[Ad]] = ({}, [Ad("", {})])
         self._fields = fields
+        self._of_ads = catalog.encoder.fields
+        self._encoder = ValueEncoder([field for field in raw_fields(fields) if field.side in ("user", "context")])
+        nothing = self._encoder.keys({}), catalog.encoder.keys({})[None]
+        self.sample: tuple[Keys, float] = (self._joined(*nothing), 0.0)
+        self.prerank_sample: tuple[Keys, Keys] = nothing
         self._holder = holder
         self._prerankers = prerankers
         self._catalog = catalog
+        self._item_slots = item_slots(catalog.encoder.fields)
         self._publish = publish
         self._metrics = metrics
         self._rules = rules
@@ -124,8 +132,9 @@ class Pipeline:
         scorer, preranker = self._holder.current, self._prerankers.current
         if scorer is None:
             raise Unavailable("snapshot", "none has been announced yet, or none could be loaded")
-        work = _Work(self._reader.read(body), scorer, preranker, self._now_s(), begun_s)
-        self._metrics.candidates.observe(len(work.query.ads))
+        query = self._reader.read(body)
+        work = _Work(query, self._encoder.keys(query.values), scorer, preranker, self._now_s(), begun_s)
+        self._metrics.candidates.observe(len(query.ids))
         served, answer = self._answer(work)
         for part in answer.degraded:
             self._metrics.degraded.labels(part).inc()
@@ -139,15 +148,14 @@ class Pipeline:
     def _answer(self, work: _Work) -> tuple[Served, RankAnswer]:
         query = work.query
         request_id = query.request_id or self._new_id()
-        found = self._catalog.resolve(query.ads)
+        found = self._catalog.resolve(query.ids, query.own)
         kept = self._prerank(work, found)
-        ads = [found.ads[index] for index in kept]
-        pctrs = self._rank(work, ads)
+        pctrs = self._rank(work, found, kept)
         bids = np.array([held.bid_micros if (held := found.held[index]) else BID_MICROS for index in kept], np.float64)
         order = best_first(pctrs * bids, query.top).tolist()
         ranked = [
             RankedAd(
-                ad_id := ads[index].ad_id,
+                ad_id := found.ids[kept[index]],
                 position,
                 float(pctrs[index]),
                 known=found.held[kept[index]] is not None,
@@ -166,14 +174,15 @@ class Pipeline:
             ignored_fields=query.ignored_fields,
             inactive=found.inactive,
         )
-        served = Served(request_id, work.time_s, query.values, [ads[index] for index in order], work.scorer.version)
-        return self._with_others(served, found.ads, kept, order), answer
+        shown = [kept[index] for index in order]
+        served = Served(request_id, work.time_s, query.values, found.ads(shown), work.scorer.version)
+        return self._with_others(served, found, kept, {*shown}), answer
 
     def _prerank(self, work: _Work, found: Resolved) -> list[int]:
         """Return which candidates are ranked; all, in the order asked, where they are few enough."""
         keep = max(self._rules.keep, work.query.top)
-        if len(found.ads) <= keep:
-            return [*range(len(found.ads))]
+        if len(found) <= keep:
+            return [*range(len(found))]
         begun_s = self._clock()
         preranker = work.preranker
         if preranker is not None and begun_s - work.begun_s > self._rules.deadline_s / 2.0:
@@ -181,42 +190,46 @@ class Pipeline:
             preranker = None
         if preranker is None:
             work.prerank = "prior"
-            scores = prior_rates(work.scorer.table, self._fields, [ad.ad_id for ad in found.ads], work.time_s)
+            scores = prior_rates(work.scorer.table, self._fields, found.ids, work.time_s)
         else:
             work.prerank = preranker.version
-            from_catalog = [
-                held is not None and ad.values is held.values for ad, held in zip(found.ads, found.held, strict=True)
-            ]
-            scores = preranker.score(work.query.values, found.ads, from_catalog)
-        self.prerank_sample = (work.query.values, found.ads)
+            scores = preranker.score(work.keys, found.ids, found.own, lambda at: found.keys(at)[:, self._item_slots])
+        self.prerank_sample = (work.keys, found.keys([*range(SAMPLED)]))
         self._metrics.rank_latency_s.labels("prerank").observe(self._clock() - begun_s)
         kept: list[int] = best_first(scores, keep).tolist()
         return kept
 
-    def _rank(self, work: _Work, ads: list[Ad]) -> Scores:
-        """Return the click probability of each ad; what its counts alone say, if it is too late for more."""
+    def _rank(self, work: _Work, found: Resolved, kept: list[int]) -> Scores:
+        """Return the click probability of each candidate; what its counts alone say, if it is too late for more."""
         begun_s = self._clock()
         if begun_s - work.begun_s > self._rules.deadline_s:
             work.degraded.append("rank")
-            return prior_rates(work.scorer.table, self._fields, [ad.ad_id for ad in ads], work.time_s)
-        frame = candidate_frame(self._fields, work.query.values, ads)
-        pctrs = work.scorer.score(frame, work.time_s)
-        if ads:
-            self.sample = (frame, work.time_s)
+            return prior_rates(work.scorer.table, self._fields, [found.ids[index] for index in kept], work.time_s)
+        if not kept:
+            return np.zeros(0, np.float32)
+        keys = self._joined(work.keys, found.keys(kept))
+        pctrs = work.scorer.score(keys, work.time_s)
+        self.sample = (keys, work.time_s)
         self._metrics.rank_latency_s.labels("rank").observe(self._clock() - begun_s)
         return pctrs
 
-    def _with_others(self, served: Served, ads: list[Ad], kept: list[int], order: list[int]) -> Served:
+    def _joined(self, request: Keys, ads: Keys) -> Keys:
+        """Return the keys of candidates, (K, S), of those of their request, and of the ads."""
+        return join_keys(self._fields, [(self._encoder.fields, request), (self._of_ads, ads)])
+
+    def _with_others(self, served: Served, found: Resolved, kept: list[int], shown: set[int]) -> Served:
         """Return what was served with what was considered beside, where something learns from that."""
         rate = self._rules.sample_rate
         if rate is None:
             return served
-        shown = {*order}
-        ranked = [ads[index] for place, index in enumerate(kept) if place not in shown]
-        rest = sorted({*range(len(ads))} - {*kept})
-        drawn = np.random.default_rng(list(served.request_id.encode())).random(len(rest)) < rate
-        sampled = [ads[index] for index, is_drawn in zip(rest, drawn, strict=True) if is_drawn]
-        return msgspec.structs.replace(served, ranked=ranked, sampled=sampled, sample_rate=rate)
+        others = np.ones(len(found), bool)
+        others[kept] = False
+        rest = np.flatnonzero(others)
+        drawn = rest[
+            np.random.default_rng(xxhash.xxh3_64_intdigest(served.request_id.encode())).random(len(rest)) < rate
+        ]
+        ranked = found.ads(index for index in kept if index not in shown)
+        return msgspec.structs.replace(served, ranked=ranked, sampled=found.ads(drawn.tolist()), sample_rate=rate)
 
 
 @dataclass
@@ -224,6 +237,7 @@ class _Work:
     """A request under way, with the two models that it began with."""
 
     query: RankQuery
+    keys: Keys  # of the request's values, (S,)
     scorer: Scorer
     preranker: Preranker | None
     time_s: float

@@ -12,23 +12,24 @@ Shape legend: `K` candidates, `A` ads, `W` width of a half.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from features.encode import encode, field_key
-from features.fields import Field, id_field
+from features.encode import Keys, field_key
+from features.fields import Field, id_field, slot_counts
 from features.priors import PriorTable, lookup
 from models.prerank.build import PRERANKERS, trunk_of
 from models.prerank.heads import head_scores
 from models.prerank.inputs import is_of_ad, pool, shares_of
 from models.prerank.task import vectors_of
 from models.prerank.trunk import Trunk
-from models.serving.rank import Scores, candidate_frame
-from models.serving.schema import Ad, Clean
+from models.serving.rank import Scores
 from models.snapshot import Snapshot
 
 
@@ -58,55 +59,59 @@ class Preranker:
     @classmethod
     def from_snapshot(cls, snapshot: Snapshot) -> Preranker:
         """Return a pre-ranker that holds no ad's half yet."""
-        trunk = trunk_of(snapshot)
-        empty = cls(snapshot, trunk, vectors_of(snapshot), {}, torch.zeros(0))
-        return cls(snapshot, trunk, empty._vectors, {}, empty._ad_halves([Ad("", {})])[:0])
+        bare = cls(snapshot, trunk_of(snapshot), vectors_of(snapshot), {}, torch.zeros(0))
+        nothing = np.zeros((1, sum(slot_counts(bare._of_ad))), np.uint64)
+        return cls(snapshot, bare._trunk, bare._vectors, {}, bare._ad_halves(nothing)[:0])
 
-    def with_ads(self, ads: Mapping[str, Ad | None]) -> Preranker:
-        """Return a pre-ranker that holds the halves of these ads as they are now; None: the ad is gone."""
-        there = [ad for ad in ads.values() if ad is not None]
-        kept = [(ad_id, row) for ad_id, row in self._rows.items() if ad_id not in ads]
-        halves = self._halves[[row for _, row in kept]]
+    def with_ads(self, ads: Mapping[str, Keys | None]) -> Preranker:
+        """Return a pre-ranker that holds the halves of ads with these keys, (S,) each; None: the ad is gone."""
+        there = {ad_id: keys for ad_id, keys in ads.items() if keys is not None}
+        kept = {ad_id: row for ad_id, row in self._rows.items() if ad_id not in ads}
+        halves = self._halves[list(kept.values())]
         if there:
-            halves = torch.cat([halves, self._ad_halves(there)])
-        order = [*(ad_id for ad_id, _ in kept), *(ad.ad_id for ad in there)]
-        rows = {ad_id: row for row, ad_id in enumerate(order)}
+            halves = torch.cat([halves, self._ad_halves(np.stack(list(there.values())))])
+        rows = {ad_id: row for row, ad_id in enumerate([*kept, *there])}
         return Preranker(self._snapshot, self._trunk, self._vectors, rows, halves)
 
-    def score(self, values: dict[str, Clean], ads: Sequence[Ad], from_catalog: Sequence[bool]) -> Scores:
+    def score(
+        self, request: Keys, ids: Sequence[str], own: Collection[str], keys: Callable[[Sequence[int]], Keys]
+    ) -> Scores:
         """Return what candidates are ranked by, (K,).
 
         Args:
-            values: Of the request.
-            ads: With all their values.
-            from_catalog: Which of them have the values that the catalog holds, and no other.
+            request: Keys of the request's values, (S,).
+            ids: Of the candidates.
+            own: Those that have other values than the catalog's.
+            keys: Gives the keys of candidates, by their places: of those whose halves it does not hold.
         """
-        if not ads:
+        if not ids:
             return np.zeros(0, np.float32)
-        places = [self._rows.get(ad.ad_id, -1) if known else -1 for ad, known in zip(ads, from_catalog, strict=True)]
+        places = np.fromiter(map(self._rows.get, ids, itertools.repeat(-1)), np.int64, len(ids))
+        if own:
+            places[[index for index, ad_id in enumerate(ids) if ad_id in own]] = -1
         with torch.inference_mode():
-            at = torch.tensor(places)
-            if new := [ad for ad, place in zip(ads, places, strict=True) if place < 0]:
-                halves = torch.empty(len(ads), self._halves.shape[1])
-                halves[at >= 0] = self._halves[at[at >= 0]]
-                halves[at < 0] = self._ad_halves(new)
-            else:
-                halves = self._halves[at]
-            outputs = self._trunk.join(self._request_half(values), halves)
+            halves = functional.embedding(torch.from_numpy(np.maximum(places, 0)), self._halves) if self._rows else None
+            if len(new := np.flatnonzero(places < 0)):
+                made = self._ad_halves(keys(new.tolist()))
+                halves = made.new_empty(len(ids), made.shape[1]) if halves is None else halves
+                halves[torch.from_numpy(new)] = made
+            assert halves is not None
+            outputs = self._trunk.join(self._half(self._trunk.request_half, request[None], self._of_request), halves)
             return head_scores(self._head, outputs).numpy()
 
-    def _request_half(self, values: dict[str, Clean]) -> Tensor:
-        return self._trunk.request_half(self._pooled(self._of_request, values, [Ad("", {})]))
-
-    def _ad_halves(self, ads: Sequence[Ad]) -> Tensor:
+    def _ad_halves(self, keys: Keys) -> Tensor:
         """Return the halves of ads, (A, W)."""
         with torch.inference_mode():
-            return self._trunk.ad_half(self._pooled(self._of_ad, {}, ads))
+            return self._half(self._trunk.ad_half, keys, self._of_ad)
 
-    def _pooled(self, fields: Sequence[Field], values: dict[str, Clean], ads: Sequence[Ad]) -> Tensor:
-        keys = encode(candidate_frame(fields, values, ads), fields)
+    def _half(self, half: Callable[[Tensor], Tensor], keys: Keys, fields: Sequence[Field]) -> Tensor:
         rows = torch.from_numpy(self._snapshot.vocabulary.rows(keys))
-        return pool(rows, shares_of(keys, fields), self._vectors, fields)
+        return half(pool(rows, shares_of(keys, fields), self._vectors, fields))
+
+
+def item_slots(fields: Sequence[Field]) -> npt.NDArray[np.int64]:
+    """Return which slots of an ad's keys, in the order of these fields, a pre-ranker reads: not its creative's."""
+    return np.flatnonzero(np.repeat([is_of_ad(field) for field in fields], slot_counts(fields)))
 
 
 def prior_rates(table: PriorTable, fields: Sequence[Field], ad_ids: Sequence[str], time_s: float) -> Scores:

@@ -1,38 +1,25 @@
 """Candidates to click probabilities to an order, with one snapshot and the live counts on top of it.
 
-Owns the `Scorer` and the frame that it scores. Must not know requests, the catalog or where counts come from.
+Owns the `Scorer`. Must not know requests, the catalog or where counts come from.
 
 Invariants: a scorer never changes: new counts make a new one, so whoever holds it sees one snapshot and one moment of
-the counts; values become keys by the function that training uses; equal scores keep the order in which they were asked.
+the counts; equal scores keep the order in which they were asked.
 
-Shape legend: `K` candidates.
+Shape legend: `K` candidates, `S` slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
-import polars as pl
-import pyarrow as pa
 
-from features.encode import Keys, encode
-from features.fields import Field, Kind, raw_fields
+from features.encode import Keys
 from features.live_priors import PublishedCounts
 from features.priors import Counts, PriorTable, codes, lookup
 from models.batch import Predictor
-from models.serving.schema import Ad, Clean
 from models.snapshot import Snapshot
 
 Scores = npt.NDArray[np.float32]
-
-# Arrow takes lists of texts from Python forty times as fast as polars does.
-_TYPES: dict[Kind, pa.DataType] = {
-    "category": pa.large_string(),
-    "categories": pa.large_list(pa.large_string()),
-    "number": pa.float64(),
-}
 
 
 class Scorer:
@@ -66,29 +53,16 @@ class Scorer:
             return self
         return Scorer(self._snapshot, self._predictor, live.over(self._snapshot.priors))
 
-    def score(self, frame: pl.DataFrame, time_s: float) -> Scores:
+    def score(self, keys: Keys, time_s: float) -> Scores:
         """Return the click probability of each row, (K,).
 
         Args:
-            frame: The raw values, as `candidate_frame` lays them out.
+            keys: (K, S).
             time_s: Event time of the request; counts decay to it.
         """
-        if frame.is_empty():
+        if not len(keys):
             return np.zeros(0, np.float32)
-        keys = encode(frame, self._snapshot.fields)  # (K, S)
         return self._predictor(keys, _lookup(self.table, keys, max(time_s, self.table.as_of_s)))
-
-
-def candidate_frame(fields: Sequence[Field], values: dict[str, Clean], ads: Sequence[Ad]) -> pl.DataFrame:
-    """Return one row per ad with the columns of a frame of examples: the request's values repeated, the ad's own."""
-    columns = []
-    for field in raw_fields(fields):
-        if field.side in ("user", "context"):
-            column = _column(field, [values.get(field.name)]).new_from_index(0, len(ads))
-        else:
-            column = _column(field, [ad.values.get(field.name) for ad in ads])
-        columns.append(column)
-    return pl.DataFrame(columns)
 
 
 def best_first(scores: npt.NDArray[np.floating], top: int) -> npt.NDArray[np.int64]:
@@ -109,7 +83,3 @@ def _lookup(table: PriorTable, keys: Keys, at_s: float) -> Counts:
         root_n=np.broadcast_to(found.root_n[0], root),
         root_c=np.broadcast_to(found.root_c[0], root),
     )
-
-
-def _column(field: Field, values: list[Clean]) -> pl.Series:
-    return pl.Series(field.column, pa.array(values, _TYPES[field.kind]))

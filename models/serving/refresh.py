@@ -13,20 +13,19 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-import polars as pl
 
+from features.encode import Keys
 from features.fields import Field
 from features.live_priors import CountUpdate, PublishedCounts
 from infra.metrics import ServeMetrics
 from models.registry import Registry
-from models.serving.catalog import Catalog
-from models.serving.prerank import Preranker
+from models.serving.catalog import Catalog, Held
+from models.serving.prerank import Preranker, item_slots
 from models.serving.rank import Scorer
-from models.serving.schema import Ad, Clean
 from models.snapshot import SnapshotError
 from models.swap import Holder
 
@@ -105,7 +104,7 @@ class Refresher(Follower):
         half_lives_s: Sequence[float],
         evidence_min: float,
         counts_max: int,
-        sample: Callable[[], tuple[pl.DataFrame, float]],
+        sample: Callable[[], tuple[Keys, float]],
     ) -> None:
         """Begin without a snapshot and without counts.
 
@@ -117,7 +116,7 @@ class Refresher(Follower):
             half_lives_s: Of its counts.
             evidence_min: Published values whose evidence has decayed below this are forgotten with each new snapshot.
             counts_max: If more values than this are published, those with the least evidence are.
-            sample: The last request's frame and time, for warming up.
+            sample: Keys of the last request's candidates, (K, S), and its time, for warming up.
         """
         super().__init__(registry, metrics, "click")
         self._holder = holder
@@ -175,10 +174,10 @@ class Refresher(Follower):
     def _load(self, version: str) -> Scorer:
         """Return a scorer that has proved itself on the last request; the first call of a network is its slowest."""
         snapshot, _ = self._registry.load(version, fields=self._fields)
-        frame, time_s = self._sample()
+        keys, time_s = self._sample()
         try:
             scorer = Scorer.from_snapshot(snapshot)
-            scores = scorer.score(frame, time_s)
+            scores = scorer.score(keys, time_s)
         except LookupError as error:
             rule = "hold every tensor that this release reads"
             raise SnapshotError(
@@ -200,7 +199,7 @@ class PrerankRefresher(Follower):
         metrics: ServeMetrics,
         *,
         fields: Sequence[Field],
-        sample: Callable[[], tuple[dict[str, Clean], list[Ad]]],
+        sample: Callable[[], tuple[Keys, Keys]],
     ) -> None:
         """Begin without a snapshot.
 
@@ -210,13 +209,14 @@ class PrerankRefresher(Follower):
             catalog: The ads whose halves it holds.
             metrics: What is exported.
             fields: What pre-rankers of the deployment read.
-            sample: Values and candidates of the last request, for warming up.
+            sample: Keys of the last request's values, (S,), and of some of its candidates, (K, S), for warming up.
         """
         super().__init__(registry, metrics, "prerank")
         self._holder = holder
         self._catalog = catalog
         self._fields = fields
         self._sample = sample
+        self._slots = item_slots(catalog.encoder.fields)
         self._one_change = asyncio.Lock()
 
     async def bring_in(self, version: str) -> bool:
@@ -225,7 +225,7 @@ class PrerankRefresher(Follower):
         if current is not None and current.version == version:
             return True
         async with self._one_change:
-            ads = self._catalog.all_ads()
+            ads = self._keys_of(self._catalog.all_ads())
             try:
                 preranker = await asyncio.to_thread(self._load, version, ads)
             except (ValueError, RuntimeError) as error:
@@ -240,15 +240,20 @@ class PrerankRefresher(Follower):
         async with self._one_change:
             current, changed = self._holder.current, self._catalog.take_changed()
             if current is not None and changed:
-                self._holder.swap(await asyncio.to_thread(current.with_ads, changed))
+                self._holder.swap(await asyncio.to_thread(current.with_ads, self._keys_of(changed)))
 
-    def _load(self, version: str, ads: dict[str, Ad | None]) -> Preranker:
+    def _keys_of(self, ads: Mapping[str, Held | None]) -> dict[str, Keys | None]:
+        """Return the keys that pre-rankers read of ads."""
+        return {ad_id: None if held is None else held.keys[self._slots] for ad_id, held in ads.items()}
+
+    def _load(self, version: str, ads: dict[str, Keys | None]) -> Preranker:
         """Return a pre-ranker that holds the ads and has proved itself on the last request."""
         snapshot, _ = self._registry.load(version, fields=self._fields)
-        values, candidates = self._sample()
+        request, candidates = self._sample()
         try:
             preranker = Preranker.from_snapshot(snapshot).with_ads(ads)
-            scores = preranker.score(values, candidates, [False] * len(candidates))
+            ids = [str(number) for number in range(len(candidates))]
+            scores = preranker.score(request, ids, ids, lambda places: candidates[places][:, self._slots])
         except LookupError as error:
             rule = "hold every tensor that this release reads"
             raise SnapshotError(

@@ -112,14 +112,16 @@ class RankQuery(msgspec.Struct, frozen=True):
     Attributes:
         request_id: Empty if the caller left its making to us.
         values: User and context values by field name.
-        ads: The candidates, each id once, in the order asked.
+        ids: The candidates, each once, in the order asked.
+        own: The values that the caller gave for some of them, by id.
         top: How many ads the answer holds at most.
         ignored_fields: Names that no field has, as `section.name`, sorted.
     """
 
     request_id: str
     values: dict[str, Clean]
-    ads: list[Ad]
+    ids: list[str]
+    own: dict[str, dict[str, Clean]]
     top: int
     ignored_fields: list[str]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.encode import encode, field_key, hash_strings, slot_fields
+from features.encode import ValueEncoder, encode, field_key, hash_strings, join_keys, slot_fields
 from features.fields import Field
 
 USER = Field("user", "user")
@@ -124,3 +124,32 @@ def test_hashes_of_strings_are_the_same_everywhere() -> None:
 
 
 _SCHEMA = {"field.user": pl.String, "field.tags": pl.List(pl.String)}
+
+
+CONTEXT = Field("hour", "context", "number")
+SERVED = (USER, CONTEXT, TAGS, PRICE, BOTH, Field("third", "cross", of=("hour", "price")))
+_VALUES = st.fixed_dictionaries(
+    {
+        "user": st.none() | st.text(max_size=5),
+        "hour": st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    }
+)
+_AD_VALUES = st.fixed_dictionaries(
+    {
+        "tags": st.none() | st.lists(st.text(max_size=2), max_size=5),
+        "price": st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    }
+)
+
+
+@given(request=_VALUES, ads=st.lists(_AD_VALUES, min_size=1, max_size=5))
+def test_values_of_a_request_and_its_ads_get_the_keys_that_a_frame_gets(
+    request: dict[str, object], ads: list[dict[str, object]]
+) -> None:
+    schema = {"field.user": pl.String, "field.hour": pl.Float64, "field.tags": pl.List(pl.String)}
+    rows = [{f"field.{name}": value for name, value in (request | ad).items()} for ad in ads]
+    frame = pl.DataFrame(rows, schema=schema | {"field.price": pl.Float64})
+    of_request, of_ads = ValueEncoder((USER, CONTEXT)), ValueEncoder((TAGS, PRICE))
+    keys = np.stack([of_ads.keys(ad) for ad in ads])
+    parts = [(of_request.fields, of_request.keys(request)), (of_ads.fields, keys)]
+    assert np.array_equal(join_keys(SERVED, parts), encode(frame, SERVED))

@@ -6,13 +6,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.encode import field_key
+from features.encode import encode, field_key
 from models.batch import Predictor
 from models.ope.candidates import ad_fields, ad_posteriors, places, score_pairs
-from models.serving.rank import Scorer, candidate_frame
+from models.serving.rank import Scorer
 from models.serving.schema import Ad
 from tests.frames import FIELDS
 from tests.models.learnt import learnt, slide
+from tests.models.serving.asked import candidate_frame
 
 ADS = [Ad(f"a{i}", {"ad_id": f"a{i}", "tags": [f"t{i % 4}"], "price": 1.5 * i}) for i in range(5)]
 
@@ -30,7 +31,7 @@ def test_each_pair_has_the_score_that_the_ranking_service_would_have_given() -> 
     scorer = Scorer.from_snapshot(snapshot)
     for row, scores in zip(rows.iter_rows(named=True), found, strict=True):
         asked = candidate_frame(FIELDS, {"user_id": row["field.user_id"]}, ADS)
-        np.testing.assert_allclose(scores, scorer.score(asked, row["time_s"]), rtol=1e-5)
+        np.testing.assert_allclose(scores, scorer.score(encode(asked, FIELDS), row["time_s"]), rtol=1e-5)
     assert np.ptp(found, axis=1).min() > 0.0, "candidates differ"
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from features.fields import Field
 from models.serving.bodies import RankReader, read_events
-from models.serving.schema import Ad, Click, Fault, Impression, RankQuery, Rejected
+from models.serving.schema import Click, Fault, Impression, RankQuery, Rejected
 
 FIELDS = (
     Field(name="user_id", side="user"),
@@ -60,7 +60,7 @@ def impression(**changed: Any) -> dict[str, Any]:
 
 def test_candidates_come_by_id_or_with_values() -> None:
     query = read({"candidates": ["a1", {"ad_id": "a2", "values": {"tags": ["x", 7]}}]})
-    assert query.ads == [Ad("a1", {}), Ad("a2", {"tags": ["x", "7"]})]
+    assert (query.ids, query.own) == (["a1", "a2"], {"a2": {"tags": ["x", "7"]}})
     assert (query.request_id, query.top, query.ignored_fields) == ("", 20, [])
 
 
@@ -71,7 +71,7 @@ def test_values_of_user_and_context_become_the_one_type_of_their_kind() -> None:
 
 
 def test_a_single_value_of_a_field_with_several_is_a_list_of_one() -> None:
-    assert read({"candidates": [{"ad_id": "a", "values": {"tags": "x"}}]}).ads == [Ad("a", {"tags": ["x"]})]
+    assert read({"candidates": [{"ad_id": "a", "values": {"tags": "x"}}]}).own == {"a": {"tags": ["x"]}}
 
 
 def test_unknown_fields_are_ignored_and_said() -> None:
@@ -129,7 +129,7 @@ def test_a_bad_ranking_request_is_refused_in_words(
 
 
 def test_the_limit_itself_is_allowed() -> None:
-    assert len(read({"candidates": ["a", "b", "c"]}).ads) == 3
+    assert len(read({"candidates": ["a", "b", "c"]}).ids) == 3
 
 
 def test_what_stands_there_is_said_in_at_most_200_characters() -> None:
@@ -149,7 +149,8 @@ def test_values_that_pass_are_text_texts_or_finite_numbers(user: dict[str, Any],
         query = read({"candidates": [{"ad_id": "a", "values": {"tags": values}}], "user": user})
     except Rejected:
         return
-    for value in [*query.values.values(), *query.ads[0].values.values()]:
+    own = query.own.get("a", {})
+    for value in [*query.values.values(), *own.values()]:
         texts = value if isinstance(value, list) else []
         assert value is None or isinstance(value, str | list | float)
         assert all(isinstance(text, str) for text in texts)

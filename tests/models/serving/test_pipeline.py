@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features.encode import encode
 from models.serving.pipeline import Unavailable
-from models.serving.rank import Scorer, candidate_frame
+from models.serving.rank import Scorer
 from models.serving.schema import Ad, ClientEvent, Rejected, Served
+from tests.models.serving.asked import candidate_frame
 from tests.models.serving.service import BODY, NOW_S, Service, ready_service
 from tests.models.serving.trained import FIELDS, two_snapshots
 
@@ -30,7 +32,7 @@ async def test_the_answer_holds_the_best_ads_in_order_with_their_snapshot(servic
     answer = await service.pipeline.rank(body())
     ads = [Ad(f"ad{i}", {"ad": f"ad{i}", "tags": [f"t{i % 2}", f"t{i % 5}"]}) for i in range(20)]
     frame = candidate_frame(FIELDS, {"user_id": "u1", "age": 30.0, "hour": 12.0}, ads)
-    scores = Scorer.from_snapshot(two_snapshots()[0]).score(frame, NOW_S)
+    scores = Scorer.from_snapshot(two_snapshots()[0]).score(encode(frame, FIELDS), NOW_S)
     assert answer.snapshot == two_snapshots()[0].version
     assert [ad.ad_id for ad in answer.ads] == [f"ad{i}" for i in np.argsort(-scores, kind="stable")[:5]]
     assert [ad.position for ad in answer.ads] == [0, 1, 2, 3, 4]

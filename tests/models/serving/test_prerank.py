@@ -13,16 +13,17 @@ import numpy as np
 import polars as pl
 import pytest
 
+from features.encode import Keys, ValueEncoder
 from models.prerank.inputs import prerank_fields
 from models.prerank.task import PrerankTask, chain_rows
 from models.serving.pipeline import Pipeline, Rules
 from models.serving.prerank import Preranker, prior_rates
-from models.serving.rank import candidate_frame
 from models.serving.refresh import PrerankRefresher
 from models.serving.schema import Ad, RankAnswer, Served
 from models.snapshot import Snapshot
 from models.update import Learner
 from models.window import Slide
+from tests.models.serving.asked import candidate_frame
 from tests.models.serving.service import BODY, NOW_S, Service, ready_service
 from tests.models.serving.test_refresh import spoil
 from tests.models.serving.trained import FIELDS, PLAN, two_snapshots
@@ -71,8 +72,20 @@ def prerank_snapshots() -> tuple[Snapshot, Snapshot]:
     return found[0], found[1]
 
 
+OF_REQUEST = ValueEncoder([field for field in READ if field.side != "item"])
+OF_AD = ValueEncoder([field for field in READ if field.side == "item"])
+
+
+def keys_of(one: Ad) -> Keys:
+    return OF_AD.keys(one.values)
+
+
 def scores(preranker: Preranker, ads: list[Ad], *, known: bool = True) -> np.ndarray:
-    return preranker.score(VALUES, ads, [known] * len(ads))
+    ids = [one.ad_id for one in ads]
+    own = [] if known else ids
+    return preranker.score(
+        OF_REQUEST.keys(VALUES), ids, own, lambda at: np.stack([keys_of(ads[place]) for place in at])
+    )
 
 
 def test_scores_are_those_of_the_task_that_learnt_it() -> None:
@@ -83,7 +96,7 @@ def test_scores_are_those_of_the_task_that_learnt_it() -> None:
     )
     task = PrerankTask(dataclasses.replace(PLAN, fields=READ, network="ecm"), gate_penalty=0.0)
     expected = task.score(task.read(Slide(3, 0.0, 1.0, frame), snapshot), snapshot).scores
-    found = scores(Preranker.from_snapshot(snapshot).with_ads({one.ad_id: one for one in ads}), ads)
+    found = scores(Preranker.from_snapshot(snapshot).with_ads({one.ad_id: keys_of(one) for one in ads}), ads)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert np.corrcoef(found, np.arange(N_ADS))[0, 1] > 0.8
 
@@ -91,16 +104,16 @@ def test_scores_are_those_of_the_task_that_learnt_it() -> None:
 def test_an_ads_half_is_the_same_from_the_catalog_and_from_the_request() -> None:
     ads = [ad(number) for number in range(N_ADS)]
     bare = Preranker.from_snapshot(prerank_snapshots()[0])
-    held = bare.with_ads({one.ad_id: one for one in ads[::2]})
+    held = bare.with_ads({one.ad_id: keys_of(one) for one in ads[::2]})
     np.testing.assert_allclose(scores(held, ads), scores(bare, ads), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(scores(held, ads, known=False), scores(bare, ads), rtol=1e-6, atol=1e-6)
     assert scores(held, []).shape == (0,)
 
 
 def test_ads_change_and_go_and_what_held_them_before_does_not_notice() -> None:
-    before = Preranker.from_snapshot(prerank_snapshots()[0]).with_ads({f"ad{n}": ad(n) for n in range(N_ADS)})
+    before = Preranker.from_snapshot(prerank_snapshots()[0]).with_ads({f"ad{n}": keys_of(ad(n)) for n in range(N_ADS)})
     first, changed = scores(before, [ad(0), ad(1)]), Ad("ad0", ad(19).values)
-    after = before.with_ads({"ad0": changed, "ad1": None})
+    after = before.with_ads({"ad0": keys_of(changed), "ad1": None})
     assert scores(after, [ad(0)])[0] == pytest.approx(scores(before, [changed], known=False)[0], abs=1e-6)
     np.testing.assert_array_equal(scores(before, [ad(0), ad(1)]), first)
     np.testing.assert_allclose(scores(after, [ad(5), ad(7)]), scores(before, [ad(5), ad(7)]))
@@ -142,7 +155,9 @@ def narrow(service: Service, clock: Any = None, **changed: Any) -> Pipeline:
 
 
 def hold(service: Service) -> Preranker:
-    preranker = Preranker.from_snapshot(prerank_snapshots()[1]).with_ads(service.catalog.all_ads())
+    preranker = Preranker.from_snapshot(prerank_snapshots()[1]).with_ads(
+        {ad_id: held.keys for ad_id, held in service.catalog.all_ads().items() if held}
+    )
     service.prerankers.swap(preranker)
     return preranker
 

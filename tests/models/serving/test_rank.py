@@ -11,9 +11,10 @@ from features.encode import encode, slot_fields
 from features.live_priors import CountUpdate, PublishedCounts
 from features.priors import PriorTable, SettledRows, advance, lookup
 from models.batch import Predictor
-from models.serving.rank import Scorer, best_first, candidate_frame
+from models.serving.rank import Scorer, best_first
 from models.serving.schema import Ad
 from models.window import Slide
+from tests.models.serving.asked import candidate_frame
 from tests.models.serving.trained import FIELDS, PLAN, slide, two_snapshots
 
 NOW_S = 3000.0
@@ -43,7 +44,9 @@ def counted(*slides: Slide) -> PriorTable:
 
 
 def test_ads_that_are_clicked_more_score_higher() -> None:
-    scores = Scorer.from_snapshot(two_snapshots()[1]).score(candidate_frame(FIELDS, dict(USER), ADS), NOW_S)
+    scores = Scorer.from_snapshot(two_snapshots()[1]).score(
+        encode(candidate_frame(FIELDS, dict(USER), ADS), FIELDS), NOW_S
+    )
     assert scores.shape == (20,)
     assert scores.dtype == np.float32
     assert scores[::2].min() > scores[1::2].max()
@@ -52,16 +55,18 @@ def test_ads_that_are_clicked_more_score_higher() -> None:
 def test_a_row_of_the_log_scores_alike_from_its_own_frame_and_from_its_values() -> None:
     frame = slide(2).frame.head(50)
     scorer = Scorer.from_snapshot(two_snapshots()[1])
-    for row, expected in zip(frame.iter_rows(named=True), scorer.score(frame, NOW_S), strict=True):
+    for row, expected in zip(frame.iter_rows(named=True), scorer.score(encode(frame, FIELDS), NOW_S), strict=True):
         user = {name: row[f"field.{name}"] for name in ("user_id", "age", "hour")}
         ad = Ad(row["ad_id"], {"ad": row["field.ad"], "tags": row["field.tags"]})
-        assert scorer.score(candidate_frame(FIELDS, user, [ad]), NOW_S)[0] == pytest.approx(expected, abs=1e-6)
+        assert scorer.score(encode(candidate_frame(FIELDS, user, [ad]), FIELDS), NOW_S)[0] == pytest.approx(
+            expected, abs=1e-6
+        )
 
 
 def test_no_candidate_and_no_value_can_be_scored() -> None:
     scorer = Scorer.from_snapshot(two_snapshots()[1])
-    assert scorer.score(candidate_frame(FIELDS, {}, []), NOW_S).shape == (0,)
-    assert np.isfinite(scorer.score(candidate_frame(FIELDS, {}, [Ad("x", {})]), 0.0)).all()
+    assert scorer.score(encode(candidate_frame(FIELDS, {}, []), FIELDS), NOW_S).shape == (0,)
+    assert np.isfinite(scorer.score(encode(candidate_frame(FIELDS, {}, [Ad("x", {})]), FIELDS), 0.0)).all()
 
 
 def test_live_counts_are_what_a_scorer_uses() -> None:
@@ -71,7 +76,7 @@ def test_live_counts_are_what_a_scorer_uses() -> None:
     keys = encode(frame, FIELDS)
     table = replace(live, strength=two_snapshots()[1].priors.strength)
     expected = Predictor(two_snapshots()[1])(keys, lookup(table, keys, 4500.0))
-    np.testing.assert_allclose(scorer.score(frame, 4500.0), expected, atol=1e-6)
+    np.testing.assert_allclose(scorer.score(encode(frame, FIELDS), 4500.0), expected, atol=1e-6)
     assert scorer.table.as_of_s == live.as_of_s
 
 
@@ -84,10 +89,10 @@ def test_live_counts_older_than_the_snapshot_change_nothing() -> None:
 def test_new_counts_make_a_new_scorer_and_leave_the_old_one_alone() -> None:
     scorer = Scorer.from_snapshot(two_snapshots()[0])
     frame = candidate_frame(FIELDS, dict(USER), ADS)
-    before = scorer.score(frame, NOW_S)
+    before = scorer.score(encode(frame, FIELDS), NOW_S)
     later = scorer.with_live_counts(published(counted(slide(1), slide(2))))
-    np.testing.assert_array_equal(scorer.score(frame, NOW_S), before)
-    assert np.abs(later.score(frame, NOW_S) - before).max() > 1e-4
+    np.testing.assert_array_equal(scorer.score(encode(frame, FIELDS), NOW_S), before)
+    assert np.abs(later.score(encode(frame, FIELDS), NOW_S) - before).max() > 1e-4
 
 
 def test_the_best_come_first_and_ties_keep_their_order() -> None:

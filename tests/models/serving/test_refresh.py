@@ -11,18 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from features.encode import encode
 from features.live_priors import CountUpdate
 from features.priors import PriorTable
 from models.click_task import initial_snapshot
 from models.registry import Registry
-from models.serving.rank import Scorer, candidate_frame
+from models.serving.rank import Scorer
 from models.serving.schema import Ad
 from models.snapshot import Snapshot, SnapshotError
+from tests.models.serving.asked import candidate_frame
 from tests.models.serving.service import BODY, NOW_S, Service
 from tests.models.serving.test_rank import counted, published, update_from
 from tests.models.serving.trained import FIELDS, PLAN, slide, two_snapshots
 
-FRAME = candidate_frame(FIELDS, {"user_id": "u1"}, [Ad(f"ad{i}", {"ad": f"ad{i}"}) for i in range(20)])
+KEYS = encode(candidate_frame(FIELDS, {"user_id": "u1"}, [Ad(f"ad{i}", {"ad": f"ad{i}"}) for i in range(20)]), FIELDS)
 
 
 @pytest.fixture
@@ -53,8 +55,8 @@ def spoil(registry_dir: Path, snapshot: str) -> None:
 async def test_a_good_snapshot_serves_and_scores_as_it_did_before_it_was_saved(service: Service) -> None:
     assert await service.refresher.bring_in(version(1))
     assert serving(service).version == version(1)
-    expected = Scorer.from_snapshot(two_snapshots()[1]).score(FRAME, NOW_S)
-    np.testing.assert_array_equal(serving(service).score(FRAME, NOW_S), expected)
+    expected = Scorer.from_snapshot(two_snapshots()[1]).score(KEYS, NOW_S)
+    np.testing.assert_array_equal(serving(service).score(KEYS, NOW_S), expected)
     assert service.metric("freshrank_snapshot_swaps_total", task="click", outcome="swapped") == 1.0
     assert service.metric("freshrank_snapshot_slide_count") == 2.0
 
@@ -114,7 +116,7 @@ async def test_a_snapshot_that_cannot_be_read_is_refused_by_name_and_the_old_one
     assert serving(service).version == version(0)
     assert f"snapshot {version(1)} is refused, {version(0)} goes on serving" in caplog.text
     assert got in caplog.text
-    assert len(serving(service).score(FRAME, NOW_S)) == len(FRAME)
+    assert len(serving(service).score(KEYS, NOW_S)) == len(KEYS)
 
 
 async def test_a_snapshot_of_other_fields_or_without_what_is_needed_is_refused_by_name(
@@ -155,8 +157,8 @@ def vars_of(snapshot: Snapshot) -> dict[str, object]:
 async def test_a_new_snapshot_is_warmed_up_on_the_last_request(service: Service) -> None:
     await service.refresher.bring_in(version(0))
     await service.pipeline.rank(json.dumps(BODY).encode())
-    frame, time_s = service.pipeline.sample
-    assert (len(frame), time_s) == (20, NOW_S)
+    keys, time_s = service.pipeline.sample
+    assert (len(keys), time_s) == (20, NOW_S)
     assert await service.refresher.bring_in(version(1))
 
 
@@ -220,17 +222,17 @@ async def test_counts_stay_when_the_snapshot_changes(service: Service) -> None:
     live = counted(slide(1), slide(2), slide(3))
     await service.refresher.apply([update_from(live)])
     await service.refresher.bring_in(version(1))
-    expected = Scorer.from_snapshot(two_snapshots()[1]).with_live_counts(published(live)).score(FRAME, 4000.0)
-    np.testing.assert_allclose(serving(service).score(FRAME, 4000.0), expected, atol=1e-6)
+    expected = Scorer.from_snapshot(two_snapshots()[1]).with_live_counts(published(live)).score(KEYS, 4000.0)
+    np.testing.assert_allclose(serving(service).score(KEYS, 4000.0), expected, atol=1e-6)
 
 
 async def test_a_request_never_sees_half_an_update(service: Service) -> None:
     await service.refresher.bring_in(version(0))
     held = serving(service)
-    before = held.score(FRAME, 4000.0)
+    before = held.score(KEYS, 4000.0)
     await service.refresher.apply([update_from(counted(slide(1), slide(2), slide(3)))])
-    np.testing.assert_array_equal(held.score(FRAME, 4000.0), before)
-    assert np.abs(serving(service).score(FRAME, 4000.0) - before).max() > 1e-4
+    np.testing.assert_array_equal(held.score(KEYS, 4000.0), before)
+    assert np.abs(serving(service).score(KEYS, 4000.0) - before).max() > 1e-4
 
 
 async def test_counts_of_another_shape_are_refused_and_the_others_taken(service: Service) -> None:
