@@ -1,0 +1,238 @@
+"""How fast does the ranking service answer? `python -m bench.serve --json FILE`.
+
+The real service as a process, on the embedded broker, with a click model and a pre-ranker that learnt a simulated
+cascade. The load generator and the broker share its two cores. A request names 2,000 candidates of a catalog of about
+6,000 ads by their ids; 200 of them are ranked, 20 answered, and the record of the request (what was shown, ranked, and
+a tenth of the rest, with their values) is in Kafka before the answer leaves. Requests are sent on a fixed schedule,
+whatever has been answered, and a latency counts from when a request was due.
+
+Reported: latencies at a rate, as medians of the runs; `max_rate_p99_10ms`, the highest rate tried at which p99 stays
+within 10 ms; `goodput_2x`, good answers a second at twice that rate; latencies as candidates grow; and what the service
+itself says of its stages. Creatives are not ranked yet: an ad is shown with its first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import numpy as np
+from aiokafka import AIOKafkaProducer
+
+from bench.report import machine, write_report
+from infra import broker
+from infra.settings import Settings, read_settings, registry_url
+from models.registry import Registry
+from models.serving.catalog import CatalogAd
+from models.update import Learner
+from stream.announcement import encode_announcement
+from stream.backtest import Backtest, Step
+from stream.cascade import Cascade, Funnel
+from stream.kafka import client_options, create_topics, topic_name
+from stream.logs.ads import read_ads
+from stream.logs.reader import RowCounts
+from stream.logs.simulated import write_cascade
+from stream.logs.source import read_arrivals
+from stream.train_worker import to_announcement
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "cascade.toml"
+HOURS = 8
+P99_MAX_MS = 10.0
+RATES = (50, 75, 100, 125, 150, 175, 200, 250, 300, 400)
+REQUEST_S_MAX = 10.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=50.0, help="requests a second")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each run")
+    parser.add_argument("--candidates", type=int, default=2000)
+    parser.add_argument("--grow", type=int, nargs="*", default=[100, 500, 1000, 2000, 5000], help="candidates")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", default="-", help="where the report goes; - is standard output")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="freshrank-bench-") as scratch:
+        home = Path(scratch).resolve()
+        os.environ["FRESHRANK_HOME"] = str(home)
+        info = broker.start(home / "broker", owned=True, timeout_s=60.0)
+        try:
+            config = deployment(home, info.bootstrap_servers)
+            figures = asyncio.run(measure(read_settings(config), config, home, arguments))
+        finally:
+            broker.stop(home / "broker")
+    write_report({"name": "serve", "machine": machine(), "arguments": vars(arguments)} | figures, arguments.json)
+
+
+def deployment(home: Path, bootstrap: str) -> Path:
+    """Write the log and the configuration; make the topics."""
+    cascade = Cascade(1, hours=HOURS, funnel=Funnel(), n_ads=5000, requests_per_hour=180.0)
+    write_cascade(home / "cascade", cascade)
+    text = CONFIG.read_text().replace("partitions = 4", f'partitions = 4\nbootstrap_servers = "{bootstrap}"')
+    config = home / "serve.toml"
+    config.write_text(f'{text}\n[registry]\nurl = "{home / "registry"}"\n')
+    settings = read_settings(config)
+    create_topics(bootstrap, prefix=settings.prefix, partitions=settings.kafka.partitions, security={})
+    return config
+
+
+async def measure(settings: Settings, config: Path, home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return every figure."""
+    ads = await publish(settings, home)
+    async with service(config) as url, aiohttp.ClientSession(url) as session:
+        await ready(session)
+        load = Load(session, ads)
+        await load.run(arguments.rate, 5.0, arguments.candidates)  # warm
+        runs = [await load.run(arguments.rate, arguments.seconds, arguments.candidates) for _ in range(arguments.runs)]
+        figures: dict[str, Any] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        figures["by_candidates"] = {n: await load.run(arguments.rate, arguments.seconds, n) for n in arguments.grow}
+        best = 0.0
+        for rate in RATES:
+            found = await load.run(rate, arguments.seconds, arguments.candidates)
+            figures.setdefault("by_rate", {})[rate] = found
+            if found["p99_ms"] > P99_MAX_MS or found["failed"]:
+                break
+            best = float(rate)
+        figures["max_rate_p99_10ms"] = best
+        if best:
+            at_twice = await load.run(2.0 * best, arguments.seconds, arguments.candidates)
+            figures["goodput_2x"] = at_twice["good_per_s"]
+            figures["at_twice"] = at_twice
+        async with session.get("/metrics") as answer:
+            figures["stages_ms"] = stages(await answer.text())
+    return figures
+
+
+async def publish(settings: Settings, home: Path) -> list[str]:
+    """Learn the log, announce both families and fill the catalog; return the ids of the ads."""
+    backtest = Backtest(settings, read_arrivals(settings, [home], RowCounts()))
+    steps = list(backtest.steps())
+    assert backtest.preranker is not None, "configs/cascade.toml names a pre-ranker"
+    registry = Registry(registry_url(settings))
+    assert settings.log is not None
+    ads = read_ads(settings.log, settings.fields, [home]).ads
+    async with AIOKafkaProducer(**client_options(settings.kafka.bootstrap_servers, {})) as producer:
+
+        async def announce(family: str, learner: Learner[Any, Any], step: Step) -> None:
+            registry.save(learner.latest, {})
+            said = msgspec.structs.replace(
+                to_announcement(family, step.report, 0.0, None), champion=learner.latest.version
+            )
+            topic = topic_name(settings.prefix, "snapshots")
+            await producer.send_and_wait(topic, encode_announcement(said), family.encode())
+
+        await announce(settings.model.family, backtest.learner, steps[-1])
+        await announce(settings.prerank.family, backtest.preranker, backtest.prerank_steps[-1])
+        for ad in ads.values():
+            await producer.send(topic_name(settings.prefix, "catalog"), encode_ad(ad), ad.ad_id.encode())
+        await producer.flush()
+    return list(ads)
+
+
+def encode_ad(ad: CatalogAd) -> bytes:
+    return msgspec.json.encode(ad)
+
+
+@asynccontextmanager
+async def service(config: Path) -> AsyncIterator[str]:
+    """Run the service as a process; its address."""
+    command = [sys.executable, "-m", "stream.cli", "serve", str(config), "--port", "0"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        line = (await process.stdout.readline()).decode()
+        yield line.split()[-1]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+
+
+async def ready(session: aiohttp.ClientSession) -> None:
+    """Return once it serves, with the pre-ranker and the whole catalog."""
+    async with asyncio.timeout(120.0):
+        while True:
+            async with session.get("/readyz") as answer, session.get("/metrics") as exported:
+                text = await exported.text()
+                if answer.status == 200 and 'swaps_total{outcome="swapped",task="prerank"} 1.0' in text:
+                    return
+            await asyncio.sleep(0.2)
+
+
+class Load:
+    """Requests on a schedule."""
+
+    def __init__(self, session: aiohttp.ClientSession, ads: Sequence[str]) -> None:
+        self._session = session
+        self._ads = ads
+        self._number = 0
+
+    async def run(self, rate: float, seconds: float, candidates: int) -> dict[str, float]:
+        """Return what came of so many requests a second."""
+        rng = np.random.default_rng(candidates)
+        bodies = [self._body(rng, candidates) for _ in range(int(rate * seconds))]
+        begun_s = time.perf_counter() + 0.1
+        tasks = [asyncio.create_task(self._one(body, begun_s + number / rate)) for number, body in enumerate(bodies)]
+        results = await asyncio.gather(*tasks)
+        took_s = time.perf_counter() - begun_s
+        good = np.array([latency_s for latency_s, status in results if status == 200]) * 1e3
+        statuses = Counter(status for _, status in results)
+        p50, p99, p999 = np.percentile(good, [50.0, 99.0, 99.9]).tolist() if len(good) else [float("inf")] * 3
+        print(f"{rate:g}/s, {candidates}: p50 {p50:.1f}, p99 {p99:.1f} ms, {dict(statuses)}", file=sys.stderr)
+        return {
+            "rate": rate,
+            "p50_ms": p50,
+            "p99_ms": p99,
+            "p999_ms": p999,
+            "good_per_s": len(good) / took_s,
+            "failed": float(len(results) - len(good)),
+        }
+
+    def _body(self, rng: np.random.Generator, candidates: int) -> bytes:
+        self._number += 1
+        ids = rng.choice(len(self._ads), size=min(candidates, len(self._ads)), replace=False)
+        user = {"user_id": str(rng.integers(4000)), "age": str(rng.integers(6)), "gender": "f"}
+        body = {
+            "request_id": f"bench-{self._number}",
+            "user": user,
+            "context": {"hour": str(rng.integers(24)), "placement": "top"},
+            "candidates": [self._ads[index] for index in ids],
+            "top": 20,
+        }
+        return json.dumps(body).encode()
+
+    async def _one(self, body: bytes, due_s: float) -> tuple[float, int]:
+        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+        try:
+            async with asyncio.timeout(REQUEST_S_MAX), self._session.post("/v1/rank", data=body) as answer:
+                await answer.read()
+                return time.perf_counter() - due_s, answer.status
+        except (TimeoutError, aiohttp.ClientError):
+            return time.perf_counter() - due_s, 0
+
+
+def stages(text: str) -> dict[str, float]:
+    """Return the mean time of each stage as the service counted it."""
+    found: dict[str, dict[str, float]] = {}
+    pattern = r'freshrank_rank_latency_seconds_(sum|count)\{stage="(\w+)"\} (\S+)'
+    for what, stage, value in re.findall(pattern, text):
+        found.setdefault(stage, {})[what] = float(value)
+    return {stage: 1e3 * one["sum"] / one["count"] for stage, one in found.items() if one["count"]}
+
+
+if __name__ == "__main__":
+    main()
