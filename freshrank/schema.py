@@ -57,7 +57,7 @@ class RankAnswer(msgspec.Struct, frozen=True):
         snapshot: Version of the snapshot that scored all of it.
         prerank: What chose the candidates that were ranked: version of a pre-ranker's snapshot, `prior`, or empty where
             all were ranked.
-        degraded: Parts that were left out to answer in time: `prerank`, `rank`.
+        degraded: Parts that were left out to answer in time: `users` (the feature store), `prerank`, `rank`.
         ignored_fields: Names in the request that no field has.
         inactive: Candidates that are not ranked because the catalog holds them as inactive.
     """

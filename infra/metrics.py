@@ -70,7 +70,8 @@ TRAIN_FIGURES = {
     "auc_ratio": "AUC on the newest slide; NaN with one class alone",
     "calibration_ratio": "Mean prediction over click rate on the newest slide; NaN without clicks",
 }
-DEGRADED = ("prerank", "rank")
+DEGRADED = ("users", "prerank", "rank")
+USER_READS = ("found", "missing", "too_old", "slow", "away")
 TASKS = ("click", "prerank")
 TRAIN_VALUES = ("counted", "with_row")
 VALUE_LIMITS = ("counts_max", "values_max")
@@ -134,7 +135,14 @@ class ServeMetrics:
             ["part"],
             registry=registry,
         )
+        self.user_reads = Counter(
+            "freshrank_user_reads_total",
+            "Reads of a request's user from the feature store by what became of them",
+            ["outcome"],
+            registry=registry,
+        )
         _preset(self.degraded, DEGRADED)
+        _preset(self.user_reads, USER_READS)
         self.events = Counter(
             "freshrank_served_events_total",
             "Events on their way into the log, and what became of them",

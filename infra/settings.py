@@ -338,6 +338,7 @@ class StoreSettings(_Section, frozen=True):
         push_s: How often (append time) users that have changed are pushed.
         max_age_s: What is older than this (event time) is not used.
         users_max: Users that may wait to be pushed; beyond it the ones that changed first are dropped.
+        read_s: How long a ranking request waits for its user; then it goes on without, and the answer says so.
     """
 
     kind: Literal["none", "feast"] = "none"
@@ -345,6 +346,7 @@ class StoreSettings(_Section, frozen=True):
     push_s: float = 10.0
     max_age_s: float = 604_800.0
     users_max: int = 100_000
+    read_s: float = 0.02
 
 
 class BridgeClicks(_Section, frozen=True):
@@ -826,7 +828,7 @@ _POSITIVE = {  # numbers that must be > 0
     "gate": ("alpha", "buckets", "evidence_clip", "harm_max"),
     "serve": ("deadline_s", "candidates_max", "events_max", "body_bytes_max", "top", "concurrent_max", "stale_s"),
     "kafka": ("partitions",),
-    "store": ("push_s", "max_age_s", "users_max"),
+    "store": ("push_s", "max_age_s", "users_max", "read_s"),
     "registry": ("keep",),
 }
 _AT_LEAST_ZERO = {  # and >= 0

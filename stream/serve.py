@@ -37,6 +37,7 @@ from models.serving.prerank import Preranker
 from models.serving.rank import Scorer
 from models.serving.refresh import PrerankRefresher, Refresher
 from models.serving.schema import Limits, Readiness
+from models.serving.users import Users
 from models.swap import Holder
 from models.train import use_threads
 from stream.announcement import decode_announcement
@@ -46,6 +47,7 @@ from stream.events import EVENT_BYTES_MAX
 from stream.follow import Take, follow
 from stream.kafka import check_broker, client_options, topic_name
 from stream.kafka_log import Record
+from stream.user_push import open_users, users_directory
 from stream.wiring import new_tokens
 
 log = logging.getLogger("freshrank.serve")
@@ -101,6 +103,13 @@ def _admission(settings: Settings, metrics: ServeMetrics) -> Admission:
     )
 
 
+def _users(settings: Settings, metrics: ServeMetrics) -> Users | None:
+    if settings.store.kind == "none":
+        return None
+    opens = functools.partial(open_users, settings, users_directory(settings))
+    return Users(opens, settings.fields, metrics, wait_s=settings.store.read_s)
+
+
 def _rules(settings: Settings) -> Rules:
     return Rules(
         candidates_max=settings.serve.candidates_max,
@@ -132,6 +141,7 @@ class _Service:
         self._holder: Holder[Scorer] = Holder()
         self._prerankers: Holder[Preranker] = Holder()
         self._catalog = Catalog(settings.fields)
+        self.users = _users(settings, metrics)
         self._champions: dict[str, str] = {}  # by family
         self._pipeline = Pipeline(
             settings.fields,
@@ -144,6 +154,7 @@ class _Service:
             now_s=self.now_s,
             new_id=lambda: uuid.uuid4().hex,
             sign=_signer(settings),
+            users=self.users,
         )
         self.prerank_refresher = PrerankRefresher(
             Registry(registry_url(settings)),
@@ -269,6 +280,7 @@ async def _run(
         "prior-updates": service.take_counts,
     }
     background = [asyncio.create_task(one.run()) for one in (service.refresher, service.prerank_refresher)]
+    opening = asyncio.create_task(service.users.open()) if service.users else None
     background += [asyncio.create_task(service.follow(name, options, take)) for name, take in takes.items()]
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loop = asyncio.get_running_loop()
@@ -279,6 +291,9 @@ async def _run(
     finally:
         server.end()
         await asyncio.wait([serving])
+        if service.users and opening:
+            opening.cancel()
+            service.users.close()
         for task in background:
             task.cancel()
         await asyncio.wait(background)

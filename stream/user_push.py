@@ -141,7 +141,7 @@ class StoreProcess:
     def __init__(self, settings: Settings) -> None:
         """Prepare."""
         self._settings = settings
-        self._directory = state_dir() / "store" / settings.prefix
+        self._directory = users_directory(settings)
         self._pool: ProcessPoolExecutor | None = None
 
     async def push(self, users: pl.DataFrame) -> int:
@@ -168,12 +168,21 @@ _stores: list[UserStore] = []  # of the store's process: the one that it has ope
 
 def _push(settings: Settings, directory: Path, users: pl.DataFrame) -> int:
     if not _stores:
-        store = open_store(
-            settings.fields,
-            prefix=settings.prefix,
-            redis_url=settings.store.redis_url,
-            directory=directory,
-            max_age_s=settings.store.max_age_s,
-        )
-        _stores.append(store)
+        _stores.append(open_users(settings, directory))
     return _stores[0].push(users)
+
+
+def open_users(settings: Settings, directory: Path) -> UserStore:
+    """Return the store of a deployment, as those who push and those who read open it; imports Feast."""
+    return open_store(
+        settings.fields,
+        prefix=settings.prefix,
+        redis_url=settings.store.redis_url,
+        directory=directory,
+        max_age_s=settings.store.max_age_s,
+    )
+
+
+def users_directory(settings: Settings) -> Path:
+    """Return where the users of a deployment lie, if not in Redis."""
+    return state_dir() / "store" / settings.prefix

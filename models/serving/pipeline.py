@@ -25,7 +25,8 @@ from models.serving.bodies import RankReader
 from models.serving.catalog import BID_MICROS, Catalog, Resolved
 from models.serving.prerank import Preranker, item_slots, prior_rates
 from models.serving.rank import Scorer, Scores, best_first
-from models.serving.schema import ClientEvent, RankAnswer, RankedAd, RankQuery, Served
+from models.serving.schema import Clean, ClientEvent, RankAnswer, RankedAd, RankQuery, Served
+from models.serving.users import Users
 from models.swap import Holder
 
 Publish = Callable[[Served | ClientEvent], Awaitable[None]]
@@ -92,6 +93,7 @@ class Pipeline:
         now_s: Callable[[], float],
         new_id: Callable[[], str],
         sign: Sign,
+        users: Users | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Keep the parts.
@@ -100,6 +102,7 @@ class Pipeline:
             now_s: Event time of what happens now.
             new_id: Makes a request_id that nobody has used.
             sign: Makes the token of a place in an answer.
+            users: What is known of users beside what a caller says; None: nothing.
             clock: Seconds that pass while a request is worked on.
         """
         self._fields = fields
@@ -118,6 +121,7 @@ class Pipeline:
         self._now_s = now_s
         self._new_id = new_id
         self._sign = sign
+        self._users = users
         self._clock = clock
         self._reader = RankReader(fields, candidates_max=rules.candidates_max, top=rules.top)
 
@@ -132,9 +136,11 @@ class Pipeline:
         scorer, preranker = self._holder.current, self._prerankers.current
         if scorer is None:
             raise Unavailable("snapshot", "none has been announced yet, or none could be loaded")
-        query = self._reader.read(body)
-        work = _Work(query, self._encoder.keys(query.values), scorer, preranker, self._now_s(), begun_s)
+        query, time_s = self._reader.read(body), self._now_s()
         self._metrics.candidates.observe(len(query.ids))
+        values, is_without = await self._complete(query.values, time_s)
+        work = _Work(query, values, self._encoder.keys(values), scorer, preranker, time_s, begun_s)
+        work.degraded += ["users"] if is_without else []
         served, answer = self._answer(work)
         for part in answer.degraded:
             self._metrics.degraded.labels(part).inc()
@@ -144,6 +150,15 @@ class Pipeline:
         self._metrics.rank_latency_s.labels("score").observe(scored_s - begun_s)
         self._metrics.rank_latency_s.labels("publish").observe(self._clock() - scored_s)
         return answer
+
+    async def _complete(self, values: dict[str, Clean], time_s: float) -> tuple[dict[str, Clean], bool]:
+        """Return the values of a request with those of its user in the store, and whether it had to go without."""
+        if self._users is None:
+            return values, False
+        begun_s = self._clock()
+        completed = await self._users.complete(values, time_s)
+        self._metrics.rank_latency_s.labels("users").observe(self._clock() - begun_s)
+        return completed
 
     def _answer(self, work: _Work) -> tuple[Served, RankAnswer]:
         query = work.query
@@ -175,7 +190,7 @@ class Pipeline:
             inactive=found.inactive,
         )
         shown = [kept[index] for index in order]
-        served = Served(request_id, work.time_s, query.values, found.ads(shown), work.scorer.version)
+        served = Served(request_id, work.time_s, work.values, found.ads(shown), work.scorer.version)
         return self._with_others(served, found, kept, {*shown}), answer
 
     def _prerank(self, work: _Work, found: Resolved) -> list[int]:
@@ -237,6 +252,7 @@ class _Work:
     """A request under way, with the two models that it began with."""
 
     query: RankQuery
+    values: dict[str, Clean]  # of the request, the store's included
     keys: Keys  # of the request's values, (S,)
     scorer: Scorer
     preranker: Preranker | None

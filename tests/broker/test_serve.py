@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
+import polars as pl
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from infra import broker as embedded
 from infra.broker import BrokerInfo
-from infra.settings import Settings, parse_settings
+from infra.settings import Settings, StoreSettings, parse_settings
 from models.registry import Registry
 from stream import event_writer
 from stream.blocks import encode_prior_update
@@ -26,6 +28,7 @@ from stream.kafka import client_options, create_topics
 from stream.kafka_log import read_range
 from stream.partitioner import murmur2_partition
 from stream.serve import serve
+from stream.user_push import open_users, users_directory
 from tests.models.serving.test_rank import counted, update_from
 from tests.models.serving.trained import FIELDS, slide, two_snapshots
 
@@ -257,3 +260,30 @@ async def test_it_prints_its_address_and_ends_with_the_signal(
         assert signals == []
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+async def test_what_the_store_holds_of_a_user_is_in_the_record_of_the_request(
+    settings: Settings,
+    broker: BrokerInfo,
+    kafka_options: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FRESHRANK_HOME", str(tmp_path / "state"))
+    settings = msgspec.structs.replace(settings, store=StoreSettings(kind="feast", read_s=5.0))
+    row = {"user_id": ["u1"], "as_of_s": [two_snapshots()[0].priors.as_of_s]}
+    row |= {"impressions": [[1.0, 2.0]], "clicks": [[0.0, 1.0]], "value.age": [55.0]}
+    store = await asyncio.to_thread(open_users, settings, users_directory(settings))
+    await asyncio.to_thread(store.push, pl.DataFrame(row))
+    await send(kafka_options, f"{settings.prefix}.snapshots", "ctr", announcement(0))
+    async with serving(settings, broker) as client:
+        await eventually(lambda: is_ready(client))
+
+        async def is_found() -> bool:
+            await client.post("/v1/rank", json=BODY | {"user": {"user_id": "u1"}})
+            return await exports(client, 'freshrank_user_reads_total{outcome="found"} 1.0')
+
+        await eventually(is_found)
+    *_, last = await logged(kafka_options, f"{settings.prefix}.events")
+    assert isinstance(last, Request)
+    assert last.values["age"] == 55.0

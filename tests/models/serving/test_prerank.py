@@ -20,6 +20,7 @@ from models.serving.pipeline import Pipeline, Rules
 from models.serving.prerank import Preranker, prior_rates
 from models.serving.refresh import PrerankRefresher
 from models.serving.schema import Ad, RankAnswer, Served
+from models.serving.users import Users
 from models.snapshot import Snapshot
 from models.update import Learner
 from models.window import Slide
@@ -137,7 +138,7 @@ def service(tmp_path: Path) -> Service:
     return service
 
 
-def narrow(service: Service, clock: Any = None, **changed: Any) -> Pipeline:
+def narrow(service: Service, clock: Any = None, users: Users | None = None, **changed: Any) -> Pipeline:
     """Return a pipeline that ranks fewer candidates than it is asked for."""
     return Pipeline(
         FIELDS,
@@ -150,6 +151,7 @@ def narrow(service: Service, clock: Any = None, **changed: Any) -> Pipeline:
         now_s=lambda: NOW_S,
         new_id=lambda: "made-id",
         sign=lambda *_: "",
+        users=users,
         **({"clock": clock} if clock else {}),
     )
 
