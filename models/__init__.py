@@ -22,6 +22,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     strategies/ C what a backtest compares: ours, and outside controls
     comparison.py C how strategies compare on the same rows
     ope/ C what another way of choosing would have been worth
+    creatives/ C which of an ad's creatives to show
     leaks/ C what leaks from test to train in a log
     registry.py E snapshots on disk
     swap.py E the reference to what serves now
