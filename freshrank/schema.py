@@ -36,7 +36,8 @@ class RankedAd(msgspec.Struct, frozen=True):
         known: The ad was in the catalog.
         bid_micros: What a click of it is worth, in millionths.
         ecpm_micros: What a thousand impressions are expected to be worth: by this ads are ordered.
-        propensity: Probability with which it was put at this place.
+        creative_id: The creative that it is to be shown with; empty where it has none.
+        propensity: Probability with which that creative was chosen; to be sent back with its impression.
         token: To be sent back with its impression and its click; empty where none is demanded.
     """
 
@@ -46,6 +47,7 @@ class RankedAd(msgspec.Struct, frozen=True):
     known: bool
     bid_micros: int = 0
     ecpm_micros: float = 0.0
+    creative_id: str = ""
     propensity: float = 1.0
     token: str = ""
 

@@ -289,6 +289,7 @@ class ServeSettings(_Section, frozen=True):
         stale_s: How long one may wait; then it is answered 429 and not worked on.
         deadline_s: How long after a request was taken up its ranking may begin; later it is left out and candidates
             keep the order of their priors, and so is pre-ranking after half of that. The answer says so (`degraded`).
+        explore: Share of creatives that are drawn evenly instead of the best by what is known; in [0, 1].
         api_keys_env: The variable that holds the hashes of the keys that callers may have (`freshrank key`), with
             commas between; empty: callers need no key.
     """
@@ -303,6 +304,7 @@ class ServeSettings(_Section, frozen=True):
     queue_max: int = 256
     stale_s: float = 1.0
     deadline_s: float = 0.1
+    explore: float = 0.1
     api_keys_env: str = ""
 
 
@@ -839,7 +841,7 @@ _AT_LEAST_ZERO = {  # and >= 0
     "update": ("seed", "beta", "confidence_share", "rows_max"),
     "prerank": ("rows_max", "gate_penalty"),
     "gate": ("margin", "slice_margin", "rollback_wait", "clicks_min"),
-    "serve": ("port", "queue_max"),
+    "serve": ("port", "queue_max", "explore"),
     "kafka": ("max_delay_s", "max_ahead_s", "retention_s"),
 }
 
@@ -860,6 +862,7 @@ def _check_positive(settings: Settings) -> None:
         if not (value >= 0 and math.isfinite(value)):
             _impossible(key, "be >= 0", value)
     for key, value, most in (
+        ("[serve] explore", settings.serve.explore, 1.0),
         ("[prerank] sample_rate", settings.prerank.sample_rate, 1.0),
         ("[serve] port", settings.serve.port, 65_535),
         ("[kafka] partitions", settings.kafka.partitions, PARTITIONS_MAX),

@@ -116,6 +116,7 @@ def _rules(settings: Settings) -> Rules:
         top=settings.serve.top,
         keep=settings.prerank.keep,
         sample_rate=settings.prerank.sample_rate if settings.prerank.network else None,
+        explore=settings.serve.explore,
         deadline_s=settings.serve.deadline_s,
     )
 

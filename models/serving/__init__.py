@@ -7,6 +7,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     catalog.py C the ads that can be named by id
     rank.py C candidates to probabilities to an order
     prerank.py C thousands of candidates to hundreds
+    creatives.py C which creative an ad is shown with
     users.py E what is known of a user beyond what the caller says
     pipeline.py E one request from candidates to answer
     refresh.py E brings new snapshots in

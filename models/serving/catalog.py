@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from features.encode import Keys, ValueEncoder
-from features.fields import Field, id_field, raw_fields
+from features.fields import Field, field_slots, id_field, raw_fields, slot_counts
 from models.serving.bodies import ValueReader
 from models.serving.schema import Ad, Clean, Id
 
@@ -60,11 +60,18 @@ class CatalogAd(msgspec.Struct, frozen=True):
     v: int = VERSION
 
 
-class Creative(msgspec.Struct, frozen=True, gc=False):
-    """A way to show an ad, with the values of the creative's side that it is scored on."""
+class Creative(msgspec.Struct, frozen=True):
+    """A way to show an ad.
+
+    Attributes:
+        creative_id: Which.
+        values: Of the creative's side, that it is scored on.
+        keys: Of those values, (their S,).
+    """
 
     creative_id: str
     values: dict[str, Clean]
+    keys: Keys
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -75,12 +82,14 @@ class Held(msgspec.Struct, frozen=True):
         keys: Of those values, (S,), as `Catalog.encoder` gives them.
         bid_micros: Its bid.
         creatives: The ways to show it.
+        creative_keys: The keys of their ids, (how many,).
     """
 
     values: dict[str, Clean]
     keys: Keys
     bid_micros: int
     creatives: tuple[Creative, ...]
+    creative_keys: Keys
 
 
 class Resolved:
@@ -91,6 +100,7 @@ class Resolved:
         held: What the catalog holds of each; None: nothing.
         own: Values that the caller gave, by id.
         inactive: Ids of the others.
+        chosen: With which creative some are shown, by their place.
     """
 
     def __init__(
@@ -106,6 +116,7 @@ class Resolved:
         self.held = held
         self.own = own
         self.inactive = inactive
+        self.chosen: dict[int, Creative] = {}
         self._catalog = catalog
 
     def __len__(self) -> int:
@@ -116,9 +127,16 @@ class Resolved:
         """Return the values of a candidate, the caller's over the catalog's."""
         ad_id, held = self.ids[index], self.held[index]
         own = self.own.get(ad_id)
-        if held is not None and own is None:
+        creative = self.chosen.get(index)
+        if held is not None and own is None and creative is None:
             return held.values
-        return {**(held.values if held else {}), **(own or {}), self._catalog.id_name: ad_id}
+        of_creative = creative.values if creative else {}
+        return {**(held.values if held else {}), **of_creative, **(own or {}), self._catalog.id_name: ad_id}
+
+    def has_choice(self, index: int) -> bool:
+        """Tell whether a candidate has creatives, and the caller named none of them."""
+        held, own = self.held[index], self.own.get(self.ids[index])
+        return bool(held and held.creatives) and not (own and self._catalog.creative_name in own)
 
     def ads(self, indices: Iterable[int]) -> list[Ad]:
         """Return candidates with all their values."""
@@ -133,7 +151,9 @@ class Resolved:
     def _keys(self, index: int) -> Keys:
         held = self.held[index]
         if held is not None and self.ids[index] not in self.own:
-            return held.keys
+            if (creative := self.chosen.get(index)) is None:
+                return held.keys
+            return self._catalog.keys_with(held, creative)
         return self._catalog.encoder.keys(self.values(index))
 
 
@@ -184,6 +204,7 @@ class Catalog:
 
     Attributes:
         id_name: The field that holds an ad's id.
+        creative_name: The field that holds a creative's id; empty: there is none.
         encoder: Of the values of ads and their creatives.
     """
 
@@ -192,9 +213,14 @@ class Catalog:
         named, creative = id_field(fields, "item"), id_field(fields, "creative")
         assert named is not None, "settings without an item id field cannot be read"
         self.id_name = named.name
-        self._creative_name = creative.name if creative else None
+        self.creative_name = creative.name if creative else ""
+        self._creative_encoder = ValueEncoder([field for field in raw_fields(fields) if field.side == "creative"])
         self._of_creatives = {field.name for field in raw_fields(fields) if field.side == "creative"}
         self.encoder = ValueEncoder([field for field in raw_fields(fields) if field.side in ("item", "creative")])
+        widths = slot_counts(self.encoder.fields)
+        self._creative_slots = np.flatnonzero(np.repeat([f.side == "creative" for f in self.encoder.fields], widths))
+        of_creatives = self._creative_encoder.fields
+        self._creative_slot = field_slots(of_creatives)[of_creatives.index(creative)].start if creative else None
         self._reader = AdReader(fields)
         self._ads_max = ads_max
         self._ads: dict[str, Held] = {}
@@ -259,12 +285,19 @@ class Catalog:
 
     def _held(self, ad: CatalogAd) -> Held:
         shared = {name: value for name, value in ad.values.items() if name in self._of_creatives}
-        creatives = tuple(
-            Creative(one.creative_id, shared | one.values | self._named(one.creative_id)) for one in ad.creatives
-        )
+        creatives = tuple(self._creative(one.creative_id, shared | one.values) for one in ad.creatives)
         first = creatives[0].values if creatives else {}
         values = ad.values | first | {self.id_name: ad.ad_id}
-        return Held(values, self.encoder.keys(values), ad.bid_micros, creatives)
+        slot = self._creative_slot
+        ids = np.array([0 if slot is None else one.keys[slot] for one in creatives], np.uint64)
+        return Held(values, self.encoder.keys(values), ad.bid_micros, creatives, ids)
 
-    def _named(self, creative_id: str) -> dict[str, Clean]:
-        return {self._creative_name: creative_id} if self._creative_name else {}
+    def keys_with(self, held: Held, creative: Creative) -> Keys:
+        """Return the keys of an ad that is shown with a creative, (S,)."""
+        keys = held.keys.copy()
+        keys[self._creative_slots] = creative.keys
+        return keys
+
+    def _creative(self, creative_id: str, values: dict[str, Clean]) -> Creative:
+        named = values | ({self.creative_name: creative_id} if self.creative_name else {})
+        return Creative(creative_id, named, self._creative_encoder.keys(named))

@@ -23,6 +23,7 @@ from features.fields import Field, raw_fields
 from infra.metrics import ServeMetrics
 from models.serving.bodies import RankReader
 from models.serving.catalog import BID_MICROS, Catalog, Resolved
+from models.serving.creatives import choose_creatives
 from models.serving.prerank import Preranker, item_slots, prior_rates
 from models.serving.rank import Scorer, Scores, best_first
 from models.serving.schema import Clean, ClientEvent, RankAnswer, RankedAd, RankQuery, Served
@@ -62,6 +63,7 @@ class Rules(msgspec.Struct, frozen=True):
         keep: Candidates that are ranked, when there are more.
         sample_rate: Share of those that were not ranked which the request's record holds beside those that were; None:
             it holds what was shown.
+        explore: Share of creatives that are drawn evenly.
         deadline_s: After how much time ranking is left out; pre-ranking after half of it.
     """
 
@@ -69,6 +71,7 @@ class Rules(msgspec.Struct, frozen=True):
     top: int
     keep: int
     sample_rate: float | None
+    explore: float
     deadline_s: float
 
 
@@ -165,6 +168,8 @@ class Pipeline:
         request_id = query.request_id or self._new_id()
         found = self._catalog.resolve(query.ids, query.own)
         kept = self._prerank(work, found)
+        seed = xxhash.xxh3_64_intdigest(request_id.encode())
+        propensities = self._choose(work, found, kept, seed)
         pctrs = self._rank(work, found, kept)
         bids = np.array([held.bid_micros if (held := found.held[index]) else BID_MICROS for index in kept], np.float64)
         order = best_first(pctrs * bids, query.top).tolist()
@@ -176,6 +181,8 @@ class Pipeline:
                 known=found.held[kept[index]] is not None,
                 bid_micros=int(bids[index]),
                 ecpm_micros=float(pctrs[index] * bids[index] * 1000.0),
+                creative_id=one.creative_id if (one := found.chosen.get(kept[index])) else "",
+                propensity=propensities.get(kept[index], 1.0),
                 token=self._sign(request_id, ad_id, position, work.time_s),
             )
             for position, index in enumerate(order)
@@ -191,7 +198,7 @@ class Pipeline:
         )
         shown = [kept[index] for index in order]
         served = Served(request_id, work.time_s, work.values, found.ads(shown), work.scorer.version)
-        return self._with_others(served, found, kept, {*shown}), answer
+        return self._with_others(served, found, kept, {*shown}, seed), answer
 
     def _prerank(self, work: _Work, found: Resolved) -> list[int]:
         """Return which candidates are ranked; all, in the order asked, where they are few enough."""
@@ -232,7 +239,25 @@ class Pipeline:
         """Return the keys of candidates, (K, S), of those of their request, and of the ads."""
         return join_keys(self._fields, [(self._encoder.fields, request), (self._of_ads, ads)])
 
-    def _with_others(self, served: Served, found: Resolved, kept: list[int], shown: set[int]) -> Served:
+    def _choose(self, work: _Work, found: Resolved, kept: list[int], seed: int) -> dict[int, float]:
+        """Choose a creative for each candidate that has some; return with which probability, by its place."""
+        places = [index for index in kept if found.has_choice(index)]
+        if not places:
+            return {}
+        held = [one for index in places if (one := found.held[index]) is not None]
+        keys = [one.creative_keys for one in held]
+        table, explore = work.scorer.table, self._rules.explore
+        chosen, propensities = choose_creatives(
+            table, self._fields, keys, time_s=work.time_s, explore=explore, seed=seed
+        )
+        found.chosen = {
+            index: one.creatives[number] for index, one, number in zip(places, held, chosen.tolist(), strict=True)
+        }
+        return dict(zip(places, propensities.tolist(), strict=True))
+
+    def _with_others(  # the parts of an answer
+        self, served: Served, found: Resolved, kept: list[int], shown: set[int], seed: int
+    ) -> Served:
         """Return what was served with what was considered beside, where something learns from that."""
         rate = self._rules.sample_rate
         if rate is None:
@@ -240,9 +265,7 @@ class Pipeline:
         others = np.ones(len(found), bool)
         others[kept] = False
         rest = np.flatnonzero(others)
-        drawn = rest[
-            np.random.default_rng(xxhash.xxh3_64_intdigest(served.request_id.encode())).random(len(rest)) < rate
-        ]
+        drawn = rest[np.random.default_rng([seed, 1]).random(len(rest)) < rate]
         ranked = found.ads(index for index in kept if index not in shown)
         return msgspec.structs.replace(served, ranked=ranked, sampled=found.ads(drawn.tolist()), sample_rate=rate)
 

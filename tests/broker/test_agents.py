@@ -135,3 +135,8 @@ async def test_what_the_pre_ranker_learnt_serves_and_what_it_served_is_what_it_l
     assert {*stages[200:]} == {("prerank_neg", 0.1)}
     assert [one.ad_id for one in last.candidates[:10]] == [ad["ad_id"] for ad in answer["ads"]]
     assert last.candidates[0].values["advertiser_id"]
+    for ad, logged in zip(answer["ads"], last.candidates[:10], strict=True):
+        creatives = [one.creative_id for one in ads[ad["ad_id"]].creatives]
+        assert ad["creative_id"] in creatives
+        assert ad["propensity"] in (pytest.approx(0.1 / len(creatives)), pytest.approx(0.9 + 0.1 / len(creatives)))
+        assert logged.values["creative_id"] == ad["creative_id"]

@@ -85,6 +85,7 @@ class Service:
                 top=LIMITS.top,
                 keep=LIMITS.candidates_max,
                 sample_rate=None,
+                explore=0.0,
                 deadline_s=60.0,
             ),
         )

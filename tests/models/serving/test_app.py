@@ -49,7 +49,17 @@ async def test_a_ranking_request_is_answered_in_json(client: httpx.AsyncClient) 
         "ignored_fields": [],
         "inactive": [],
     }
-    assert best.keys() == {"ad_id", "position", "pctr", "known", "bid_micros", "ecpm_micros", "propensity", "token"}
+    assert best.keys() == {
+        "ad_id",
+        "position",
+        "pctr",
+        "known",
+        "bid_micros",
+        "ecpm_micros",
+        "creative_id",
+        "propensity",
+        "token",
+    }
     assert 0.0 < best["pctr"] < 1.0
 
 
