@@ -82,7 +82,7 @@ async def test_only_what_changed_is_sent_again_and_what_is_gone_only_goes_when_a
     found = await show(deployment, "a")
     assert (found["ads"], found["active"]) == (2, 1)
     assert found["shown"] == [
-        msgspec.json.decode(b'{"ad_id":"a","values":{},"bid_micros":0,"active":false,"creatives":[],"v":1}')
+        msgspec.json.decode(b'{"ad_id":"a","values":{},"bid_micros":1000000,"active":false,"creatives":[],"v":1}')
     ]
     missing = await call("catalog", "show", deployment.config, "a", "c")
     assert missing.exit_code == 2
