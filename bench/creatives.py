@@ -52,6 +52,7 @@ from stream.simulate import N_ADVERTISERS, N_AGES, N_CATEGORIES, N_GENDERS, N_PL
 # The grids of what is tuned.
 EPSILONS = (0.03, 0.1, 0.2, 0.4)
 ALPHAS = (0.003, 0.01, 0.03, 0.1, 0.3)
+STRENGTHS = (10.0, 30.0, 100.0, 300.0)  # weaker than what predicts best, which Thompson takes otherwise
 LOGGED = 1000  # impressions of each test in the even log
 MATCHED, EXPOSED = 100, 10  # of a request; 300 ads are alive
 STARTED = "from the creative's prior"
@@ -131,20 +132,25 @@ def upworthy(arguments: argparse.Namespace) -> dict[str, Any]:
         n_ads, n_arms = tuned.present.shape
         return LinUcb(np.broadcast_to(np.eye(n_arms), (n_ads, n_arms, n_arms)), alpha)
 
+    def thompson(of_creative: float) -> Policy:
+        return Thompson(np.array([strength[0], [of_creative]]))
+
     epsilon = best_of(EPSILONS, lambda value: EpsilonGreedy(value, strength), tuned)
     alpha = best_of(ALPHAS, linucb, tuned)
+    weaker = best_of(STRENGTHS, thompson, tuned)
     policies: dict[str, Policy] = {
         "uniform": Uniform(),
         "greedy": EpsilonGreedy(0.0, strength),
         "epsilon-greedy": EpsilonGreedy(epsilon, strength),
         "thompson": Thompson(strength),
+        "thompson, strength for regret": thompson(weaker),
         "linucb": linucb(alpha),
     }
     runs = []
     for seed in arguments.seeds:
         runs.append({name: figures_of(policy, reported, seed) for name, policy in policies.items()})
         print(f"upworthy, seed {seed}", file=sys.stderr)
-    told = {"epsilon": epsilon, "alpha": alpha, "strength_ad": strength[0, 0], "strength_creative": strength[1, 0]}
+    told = {"epsilon": epsilon, "alpha": alpha, "strength": strength[:, 0].tolist(), "strength_for_regret": weaker}
     best = float(reported.rates.max(axis=1).mean())
     return {"tuned": told, "best_ctr": best, "policies": summary(runs)}
 
