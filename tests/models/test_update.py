@@ -202,9 +202,8 @@ def test_a_harmful_champion_is_rolled_back_to_the_one_before() -> None:
 def test_a_learner_that_watches_goes_on_with_the_same_bits() -> None:
     learner = promoted()
     assert learner.former is not None
-    resumed = Learner.resume(
-        plan(warmup_s=2 * SLIDE_S), copy(learner.latest), copy(learner.champion), copy(learner.former)
-    )
+    task = ClickTask(plan(warmup_s=2 * SLIDE_S))
+    resumed = Learner.resume(task, copy(learner.latest), copy(learner.champion), copy(learner.former))
     assert resumed.learn(slide(31)) == learner.learn(slide(31))
     assert resumed.latest.digest == learner.latest.digest
     with pytest.raises(ValueError, match=r"must be resumed with the former champion ctr-.*, got none; restore it"):
