@@ -112,10 +112,12 @@ def to_body(
     user: Mapping[str, Any],
     context: Mapping[str, Any],
     top: int | None,
+    *,
     request_id: str,
+    time_s: float | None = None,
 ) -> RankBody:
     """Return a ranking request."""
-    return RankBody(list(candidates), request_id, dict(user), dict(context), top)
+    return RankBody(list(candidates), request_id, dict(user), dict(context), top, time_s)
 
 
 def _ask(method: str, path: str, content: bytes, patience: Patience, *, retried: Sequence[int]) -> Steps[Answered]:

@@ -91,6 +91,7 @@ class Client:
         context: Mapping[str, Any] = _NOTHING,
         top: int | None = None,
         request_id: str = "",
+        time_s: float | None = None,
     ) -> RankAnswer:
         """Return the ranked ads, best first.
 
@@ -100,11 +101,12 @@ class Client:
             context: Values by field name.
             top: How many ads at most; default: the deployment's.
             request_id: Names the request in its impressions and clicks; default: a new one.
+            time_s: Event time, where the deployment's clock is that of a replay; default: now.
 
         Raises:
             CallError: As one of its kinds.
         """
-        body = calls.to_body(candidates, user, context, top, request_id or uuid.uuid4().hex)
+        body = calls.to_body(candidates, user, context, top, request_id=request_id or uuid.uuid4().hex, time_s=time_s)
         return self._run(calls.rank(body, self._patience))
 
     def events(self, events: Sequence[Impression | Click]) -> EventsAnswer:
@@ -178,9 +180,10 @@ class AsyncClient:
         context: Mapping[str, Any] = _NOTHING,
         top: int | None = None,
         request_id: str = "",
+        time_s: float | None = None,
     ) -> RankAnswer:
         """As `Client.rank`."""
-        body = calls.to_body(candidates, user, context, top, request_id or uuid.uuid4().hex)
+        body = calls.to_body(candidates, user, context, top, request_id=request_id or uuid.uuid4().hex, time_s=time_s)
         return await self._run(calls.rank(body, self._patience))
 
     async def events(self, events: Sequence[Impression | Click]) -> EventsAnswer:

@@ -26,6 +26,7 @@ class RankBody(msgspec.Struct, frozen=True, omit_defaults=True):
     user: dict[str, Any] = {}
     context: dict[str, Any] = {}
     top: int | None = None
+    time_s: float | None = None
 
 
 class RankedAd(msgspec.Struct, frozen=True):

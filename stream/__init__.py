@@ -14,6 +14,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     bridge.py C records of a user's own topics to events, in one order
     simulate.py C a seeded ad world with known truth
     cascade.py C the same with bids, creatives and everything that was considered for each request
+    audience.py C how the people of the cascade answer what they are shown
     logs/ E public logs and any CSV, Parquet or NDJSON
     kafka.py E topics and client options
     kafka_log.py E plain readers of a range of a partition

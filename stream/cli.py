@@ -106,12 +106,29 @@ def demo(
     json: Json = None,
     plot: Annotated[Path | None, typer.Option(help="Where the picture of the learning goes (PNG).")] = None,
     panel: Annotated[Path | None, typer.Option(help="Where a picture of the panel goes (SVG).")] = None,
+    closed_loop: Annotated[
+        bool, typer.Option("--closed-loop", help="People of a simulated world ask, click, and are learnt from.")
+    ] = False,
+    hours: Annotated[int | None, typer.Option(help="(closed loop) How long it lasts, in the world's time.")] = None,
+    seed: Annotated[int | None, typer.Option(help="(closed loop) Which world; 0 unless said.", min=0)] = None,
+    gated: Annotated[bool, typer.Option("--gated", help="(closed loop) Only what passes the gate serves.")] = False,
 ) -> None:
     """Run everything once, on one screen: a log through Kafka, learning, serving, and what the learning was worth."""
-    from stream.demo import run_demo
+    from stream.demo import run_closed_loop, run_demo
 
     with _clear_errors():
-        code = run_demo(config=config, data_dir=data, rows=rows, json_path=json, plot_path=plot, panel_path=panel)
+        foreign = (config, data, rows, panel) if closed_loop else (hours, seed, gated or None)
+        if any(one is not None for one in foreign):
+            kind = (
+                "go without CONFIG, --data, --rows and --panel"
+                if closed_loop
+                else "be there for --hours, --seed and --gated"
+            )
+            raise SettingsError(f"--closed-loop must {kind}; it makes a world of its own")
+        if closed_loop:
+            code = run_closed_loop(hours=hours, seed=seed or 0, is_gated=gated, json_path=json, plot_path=plot)
+        else:
+            code = run_demo(config=config, data_dir=data, rows=rows, json_path=json, plot_path=plot, panel_path=panel)
     raise typer.Exit(code)
 
 

@@ -53,6 +53,7 @@ from stream.wiring import new_tokens
 log = logging.getLogger("freshrank.serve")
 
 STOP_WAIT_S = 5.0
+REPLAY_AHEAD_S = 3.15e9  # a replay's counts are behind its events; a hundred years, which catches milliseconds
 _FOLLOWED = ("snapshots", "catalog", "prior-updates")
 
 
@@ -110,7 +111,8 @@ def _users(settings: Settings, metrics: ServeMetrics) -> Users | None:
     return Users(opens, settings.fields, metrics, wait_s=settings.store.read_s)
 
 
-def _rules(settings: Settings) -> Rules:
+def to_rules(settings: Settings) -> Rules:
+    """Return what a deployment's pipeline keeps to."""
     return Rules(
         candidates_max=settings.serve.candidates_max,
         top=settings.serve.top,
@@ -127,7 +129,7 @@ def _limits(settings: Settings) -> Limits:
         top=settings.serve.top,
         events_max=settings.serve.events_max,
         body_bytes_max=settings.serve.body_bytes_max,
-        ahead_max_s=settings.kafka.max_ahead_s,
+        ahead_max_s=settings.kafka.max_ahead_s if settings.kafka.clock == "live" else REPLAY_AHEAD_S,
     )
 
 
@@ -151,10 +153,11 @@ class _Service:
             catalog=self._catalog,
             publish=writer.publish,
             metrics=metrics,
-            rules=_rules(settings),
+            rules=to_rules(settings),
             now_s=self.now_s,
             new_id=lambda: uuid.uuid4().hex,
             sign=_signer(settings),
+            is_replay=settings.kafka.clock == "replay",
             users=self.users,
         )
         self.prerank_refresher = PrerankRefresher(

@@ -53,10 +53,15 @@ class ValueReader:
 class RankReader:
     """Reads bodies of `POST /v1/rank` for one list of fields, within limits."""
 
-    def __init__(self, fields: Sequence[Field], *, candidates_max: int, top: int) -> None:
-        """Keep the limits; `top` is the length of an answer when the body does not say."""
+    def __init__(self, fields: Sequence[Field], *, candidates_max: int, top: int, is_replay: bool = False) -> None:
+        """Keep the limits; `top` is the length of an answer when the body does not say.
+
+        Args:
+            is_replay: Callers own the clock: a body may say its event time.
+        """
         self._candidates_max = candidates_max
         self._top = top
+        self._is_replay = is_replay
         self._user = ValueReader(fields, ("user",))
         self._context = ValueReader(fields, ("context",))
         self._ad = ValueReader(fields, ("item", "creative"))
@@ -71,6 +76,8 @@ class RankReader:
         count = len(raw.candidates)
         if not 1 <= count <= self._candidates_max:
             raise Rejected("candidates", f"must hold 1 to {self._candidates_max} ads", count)
+        if raw.time_s is not None and not self._is_replay:
+            raise Rejected("time_s", "must be left out, because this deployment's clock is the wall clock", raw.time_s)
         ignored: set[str] = set()
         values = self._user.read(raw.user, "user", ignored)
         values |= self._context.read(raw.context, "context", ignored)
@@ -82,6 +89,7 @@ class RankReader:
             own=own,
             top=raw.top or self._top,
             ignored_fields=sorted(ignored),
+            time_s=raw.time_s,
         )
 
     def _candidates(

@@ -96,6 +96,7 @@ class Pipeline:
         now_s: Callable[[], float],
         new_id: Callable[[], str],
         sign: Sign,
+        is_replay: bool = False,
         users: Users | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -103,6 +104,7 @@ class Pipeline:
 
         Args:
             now_s: Event time of what happens now.
+            is_replay: A request may say its event time.
             new_id: Makes a request_id that nobody has used.
             sign: Makes the token of a place in an answer.
             users: What is known of users beside what a caller says; None: nothing.
@@ -126,7 +128,7 @@ class Pipeline:
         self._sign = sign
         self._users = users
         self._clock = clock
-        self._reader = RankReader(fields, candidates_max=rules.candidates_max, top=rules.top)
+        self._reader = RankReader(fields, candidates_max=rules.candidates_max, top=rules.top, is_replay=is_replay)
 
     async def rank(self, body: bytes) -> RankAnswer:
         """Return the ranked ads of a request, best first.
@@ -139,7 +141,8 @@ class Pipeline:
         scorer, preranker = self._holder.current, self._prerankers.current
         if scorer is None:
             raise Unavailable("snapshot", "none has been announced yet, or none could be loaded")
-        query, time_s = self._reader.read(body), self._now_s()
+        query = self._reader.read(body)
+        time_s = self._now_s() if query.time_s is None else query.time_s
         self._metrics.candidates.observe(len(query.ids))
         values, is_without = await self._complete(query.values, time_s)
         work = _Work(query, values, self._encoder.keys(values), scorer, preranker, time_s, begun_s)

@@ -16,6 +16,7 @@ import msgspec
 TOKEN_CHARS_MAX = 100  # two numbers and 16 bytes in base64
 ID_CHARS_MAX = 256  # the same as for an event: each id becomes one
 POSITION_MAX = 1_000_000  # the same as for an event
+TIME_S_MAX = 253_402_300_799.0  # as for an event: within the year 9999
 
 Clean = str | list[str] | float | None
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
@@ -90,6 +91,8 @@ class RankBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         user: Values by field name. A name that no field has is ignored and said.
         context: Values by field name. A name that no field has is ignored and said.
         top: How many ads the answer holds at most.
+        time_s: Event time in seconds since 1970; left out or null: now. Refused unless the deployment's clock is that
+            of a replay.
     """
 
     candidates: list[Id | NamedAd]
@@ -97,6 +100,7 @@ class RankBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user: dict[str, Any] = {}
     context: dict[str, Any] = {}
     top: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    time_s: Annotated[float, msgspec.Meta(ge=0.0, le=TIME_S_MAX)] | None = None
 
 
 class Ad(msgspec.Struct, frozen=True, gc=False):
@@ -116,6 +120,7 @@ class RankQuery(msgspec.Struct, frozen=True):
         own: The values that the caller gave for some of them, by id.
         top: How many ads the answer holds at most.
         ignored_fields: Names that no field has, as `section.name`, sorted.
+        time_s: Event time that the caller gave it; None: now.
     """
 
     request_id: str
@@ -124,6 +129,7 @@ class RankQuery(msgspec.Struct, frozen=True):
     own: dict[str, dict[str, Clean]]
     top: int
     ignored_fields: list[str]
+    time_s: float | None = None
 
 
 class RankedAd(msgspec.Struct, frozen=True, gc=False):

@@ -1,5 +1,7 @@
 """`freshrank demo`: everything at once, on one screen, from a log to served rankings and what the learning was worth.
 
+With `--closed-loop`: from what is served to who clicks, and back.
+
 Owns the order of things, the state directory of the demo (`demo/` in the state directory, emptied at each start) and
 the JSON of a run. Must not compute or draw: the roles do the work, each in a process of its own started by the real
 command line, and all that is shown is read from the topics.
@@ -7,7 +9,7 @@ command line, and all that is shown is read from the topics.
 Invariants: however the demo ends (done, Ctrl-C, SIGTERM, kill -9), no process stays behind; a role or the broker that
 dies is started again and that is shown; one demo at a time in one state directory.
 
-The object that `--json` writes:
+The object that `--json` writes (that of a closed loop stands in loop_report.py):
 
 | key | value |
 |---|---|
@@ -39,6 +41,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -48,15 +51,18 @@ from rich.console import Console
 
 from infra import broker
 from infra.settings import state_dir
+from stream.demo.closed_loop import HOURS, HOURS_MIN, WARMUP_H, ClosedLoop, new_world
+from stream.demo.loop_report import LoopReport
 from stream.demo.processes import Children
 from stream.demo.report import Report
 from stream.demo.run import DemoRun
 from stream.demo.screen import open_screen, save_panel
-from stream.demo.setup import Setup, set_up
+from stream.demo.setup import Say, Setup, set_up, set_up_closed_loop
 from stream.kafka import client_options, create_topics
 from stream.roles import Cluster
 
 _T = TypeVar("_T")
+Result = dict[str, Any]
 PLAIN_COLUMNS = 120  # where no terminal says how wide it is
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -67,6 +73,21 @@ class _Ended(BaseException):
     def __init__(self, number: int) -> None:
         self.number = number
         super().__init__(number)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What a run has to itself once everything is up."""
+
+    setup: Setup
+    cluster: Cluster
+    children: Children
+    console: Console
+    demo_dir: Path
+    begun_s: float
+
+
+Perform = Callable[[_Stage], Result]
 
 
 def run_demo(
@@ -92,6 +113,75 @@ def run_demo(
         ValueError: If the configuration or the log cannot be used, or the object could not be written.
         RuntimeError: If another demo runs, or a part of this one cannot go on.
     """
+
+    def prepare(demo_dir: Path, say: Say) -> Setup:
+        return set_up(config, (data_dir or state_dir() / "data").absolute(), demo_dir, rows, say)
+
+    def perform(stage: _Stage) -> Result:
+        with open_screen(stage.console) as screen:
+            run = DemoRun(stage.setup, stage.cluster, stage.children, screen, begun_s=stage.begun_s)
+            outcome = _interruptible(run.watch(rows))
+        stage.children.stop()  # before the comparison, which wants the cores and the memory
+        report = Report(stage.setup, stage.cluster, outcome, stage.children)
+        plot = plot_path or stage.demo_dir / "learning.png"
+        result = _interruptible(report.make(stage.console, plot, begun_s=stage.begun_s))
+        if panel_path is not None:
+            save_panel(run.picture, panel_path)
+        return result
+
+    code, _ = _play(prepare, perform, json_path)
+    return code
+
+
+def run_closed_loop(
+    *,
+    hours: int | None = None,
+    seed: int = 0,
+    is_gated: bool = False,
+    json_path: str | None = None,
+    plot_path: Path | None = None,
+) -> int:
+    """Run the closed loop and return the exit code: as `run_demo`, or 1 if not every event is accounted for.
+
+    Args:
+        hours: How long the loop lasts; None: as long as it takes to see it all.
+        seed: Which world.
+        is_gated: From the first visitor on the gate decides; else every model serves once it was judged on an hour.
+        json_path: Where the object goes, `-` for standard output.
+        plot_path: Where the picture goes; None: the demo's state directory.
+
+    Raises:
+        ValueError: If the loop is too short, or the object could not be written.
+        RuntimeError: If another demo runs, or a part of this one cannot go on.
+    """
+    n_hours = HOURS if hours is None else hours
+    if n_hours < HOURS_MIN:
+        raise ValueError(f"--hours must be >= {HOURS_MIN}, to have some before the drift and after, got {n_hours}")
+    cascade = new_world(seed, n_hours)
+
+    def prepare(demo_dir: Path, say: Say) -> Setup:
+        # What has learnt the log serves from the hour after it on: a model is judged on an hour before it serves.
+        ungated_hours = WARMUP_H + 1 if is_gated else cascade.n_hours + 1
+        return set_up_closed_loop(demo_dir, cascade, WARMUP_H, ungated_hours, say)
+
+    def perform(stage: _Stage) -> Result:
+        with open_screen(stage.console) as screen:
+            loop = ClosedLoop(
+                stage.setup, stage.cluster, stage.children, screen, cascade=cascade, begun_s=stage.begun_s
+            )
+            outcome = _interruptible(loop.watch())
+        stage.children.stop()
+        report = LoopReport(stage.setup, cascade, outcome, stage.children)
+        return report.make(stage.console, plot_path or stage.demo_dir / "loop.png", begun_s=stage.begun_s)
+
+    code, result = _play(prepare, perform, json_path)
+    if code:
+        return code
+    return int(any(result["violations"].values()) or any(result["missing"].values()))
+
+
+def _play(prepare: Callable[[Path, Say], Setup], perform: Perform, json_path: str | None) -> tuple[int, Result]:
+    """Have something performed on a broker of its own; return the exit code and its object, empty if it was ended."""
     console = Console(stderr=True)  # standard output is for programs
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_COLUMNS)
@@ -111,24 +201,17 @@ def run_demo(
             stack.enter_context(_ended_by_signals())
             stack.enter_context(_alone(home))
             demo_dir = _emptied(home / "demo")
-            setup = set_up(config, (data_dir or home / "data").absolute(), demo_dir, rows, say)
+            setup = prepare(demo_dir, say)
             cluster = stack.enter_context(_running_broker(demo_dir, setup, say))
             children = stack.enter_context(Children(demo_dir / "logs", {"FRESHRANK_HOME": str(demo_dir)}))
             stack.push(leave)  # comes first on the way out
-            with open_screen(console) as screen:
-                run = DemoRun(setup, cluster, children, screen, begun_s=begun_s)
-                seen = _interruptible(run.watch(rows))
-            children.stop()  # before the comparison, which wants the cores and the memory
-            report = Report(setup, cluster, seen, children)
-            result = _interruptible(report.make(console, plot_path or demo_dir / "learning.png", begun_s=begun_s))
-            if panel_path is not None:
-                save_panel(run.picture, panel_path)
+            result = perform(_Stage(setup, cluster, children, console, demo_dir, begun_s))
     except _Ended as ended:
         say("stopped; no process is left behind")
-        return 128 + ended.number
+        return 128 + ended.number, {}
     if json_path is not None:
         _write_json(json_path, result)
-    return 0
+    return 0, result
 
 
 def _interruptible(work: Coroutine[Any, Any, _T]) -> _T:
@@ -203,7 +286,7 @@ def _emptied(demo_dir: Path) -> Path:
 
 
 @contextmanager
-def _running_broker(demo_dir: Path, setup: Setup, say: Callable[[str], None]) -> Iterator[Cluster]:
+def _running_broker(demo_dir: Path, setup: Setup, say: Say) -> Iterator[Cluster]:
     """Give the cluster of an embedded broker with the deployment's topics; it ends with the block."""
     data_dir, settings = demo_dir / "broker", setup.settings
     info = broker.start(data_dir, owned=True, on_progress=say)

@@ -68,6 +68,7 @@ class View:
         serving: Version of the snapshot that serves; empty: none yet.
         age_event_s: How much event time has passed since the last row that it learnt.
         age_wall_s: How long ago it was announced.
+        world: What those who are served do; empty: nobody asks.
     """
 
     title: str
@@ -83,6 +84,7 @@ class View:
     serving: str = ""
     age_event_s: float | None = None
     age_wall_s: float | None = None
+    world: str = ""
     roles: Sequence[Role] = ()
     memory_bytes: int = 0
     notes: Sequence[str] = ()
@@ -94,7 +96,7 @@ def render(view: View, *, width: int, height: int) -> RenderableType:
     Made of plain lines: laying out tables, twice a second, would take a fifth of a core.
     """
     notes = [Text(f"! {note}", style="yellow") for note in view.notes[-NOTES_MAX:]]
-    n_slides = max(SLIDES_MIN, height - FIXED_LINES - len(notes))
+    n_slides = max(SLIDES_MIN, height - FIXED_LINES - len(notes) - bool(view.world))
     has_dates = width >= WIDE_COLUMNS
     lines = [*_head(view, width), *_ledger(view.counts), *_state(view), *_slide_heads(has_dates=has_dates)]
     lines += [_slide(slide, has_dates=has_dates) for slide in view.slides[-n_slides:]]
@@ -112,7 +114,7 @@ def status_line(view: View) -> str:
         f"{view.elapsed_s:6.1f} s  {view.phase}: {view.counts.records:,} events, {view.events_per_s:,.0f}/s now,"
         f" {view.events_per_s_mean:,.0f}/s in all, {laws}; {view.prior_values:,} values counted; slides"
         f" {len(view.slides)}; serving model {_age(view.age_event_s)} old in event time, {_age(view.age_wall_s)} on the"
-        f" clock; {view.memory_bytes / 1e9:.1f} GB"
+        f" clock; {view.memory_bytes / 1e9:.1f} GB{f'; {view.world}' if view.world else ''}"
     )
 
 
@@ -204,6 +206,8 @@ def _state(view: View) -> list[Text]:
         "priors": f"{view.prior_values:,} values known, as of {_date(view.prior_as_of_s)}",
         "serving": f"{view.serving} · {ages}" if view.serving else "no model yet",
     }
+    if view.world:
+        rows["world"] = view.world
     return [*(Text(f"{name:<12}", style="bold").append(text, style="not bold") for name, text in rows.items()), Text()]
 
 

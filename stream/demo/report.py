@@ -17,7 +17,7 @@ from stream.demo.comparison import Compared, Score, score_frozen, to_score, tota
 from stream.demo.panel import answer_table, summary_table
 from stream.demo.plot import Line, draw
 from stream.demo.processes import Children
-from stream.demo.run import Seen, frozen_dir
+from stream.demo.run import Outcome, frozen_dir
 from stream.demo.setup import Setup
 from stream.roles import Cluster
 
@@ -25,11 +25,12 @@ from stream.roles import Cluster
 class Report:
     """The end of a run: the roles have ended, the broker still answers."""
 
-    def __init__(self, setup: Setup, cluster: Cluster, seen: Seen, children: Children) -> None:
+    def __init__(self, setup: Setup, cluster: Cluster, outcome: Outcome, children: Children) -> None:
         """Keep what there is to tell."""
         self._setup = setup
         self._cluster = cluster
-        self._seen = seen
+        self._outcome = outcome
+        self._seen = outcome.seen
         self._children = children
 
     async def make(self, console: Console, plot_path: Path, *, begun_s: float) -> dict[str, Any]:
@@ -39,7 +40,7 @@ class Report:
             begun_s: When the demo began, monotonic clock.
         """
         compare_s = time.monotonic()
-        for answer in self._seen.answers:
+        for answer in self._outcome.answers:
             console.print(answer_table(answer))
         with console.status("scoring the later slides with the model that was left as it was"):
             compared = await self._compare()
@@ -49,24 +50,24 @@ class Report:
         draw(plot_path, title=title, lines=self._lines(compared), frozen_slide=self._frozen_slide)
         self._children.measure({})
         now_s = time.monotonic()
-        self._seen.stages["compare"] = now_s - compare_s
+        self._outcome.stages["compare"] = now_s - compare_s
         result = self._object(compared, summary, plot_path, seconds=now_s - begun_s)
         console.print(_closing_lines(result), soft_wrap=True, highlight=False, markup=False)
         return result
 
     @property
     def _frozen_slide(self) -> int | None:
-        return None if self._seen.frozen is None else self._seen.frozen.slide
+        return None if self._outcome.frozen is None else self._outcome.frozen.slide
 
     async def _compare(self) -> list[Compared]:
         """Judge the later slides with the frozen model; nothing if the log ended in the warm-up."""
-        if self._seen.frozen is None:
+        if self._outcome.frozen is None:
             return []
         from models.registry import Registry
 
         settings = self._setup.settings
         registry = Registry(str(frozen_dir(self._setup)))
-        snapshot, _ = registry.load(self._seen.frozen.latest, fields=settings.fields)
+        snapshot, _ = registry.load(self._outcome.frozen.latest, fields=settings.fields)
         announced = {one.slide: one.evaluation for one in self._seen.announcements}
         compared = []
         async for slide, score in score_frozen(settings, self._cluster, snapshot):
@@ -97,7 +98,8 @@ class Report:
     def _object(
         self, compared: Sequence[Compared], summary: dict[str, Score] | None, plot: Path, *, seconds: float
     ) -> dict[str, Any]:
-        seen, usage = self._seen, self._children.usage
+        outcome, seen, usage = self._outcome, self._seen, self._children.usage
+        frozen = outcome.frozen
         frozen_scores = {one.slide: one.frozen for one in compared}
         last = seen.announcements[-1]
         deaths = {name: self._children.deaths(name) for name in self._children.names()}
@@ -106,9 +108,9 @@ class Report:
             "config": str(self._setup.source),
             "rows": seen.replayed["rows"],
             "seconds": seconds,
-            "stages": seen.stages,
+            "stages": outcome.stages,
             "events": seen.counts.records,
-            "events_per_s": seen.counts.records / seen.stages["loop"],
+            "events_per_s": seen.counts.records / outcome.stages["loop"],
             "ledger": seen.counts,
             "violations": seen.counts.violations(),
             "priors": {"values": seen.prior_values, "as_of_s": seen.prior_as_of_s},
@@ -117,9 +119,9 @@ class Report:
             ],
             "champion": last.champion,
             "latest": last.latest,
-            "frozen": None if seen.frozen is None else {"version": seen.frozen.latest, "slide": seen.frozen.slide},
+            "frozen": None if frozen is None else {"version": frozen.latest, "slide": frozen.slide},
             "summary": summary,
-            "requests": seen.answers,
+            "requests": outcome.answers,
             "memory_bytes_max": usage.memory_bytes_max,
             "memory_measure": usage.measure,
             "processes": {

@@ -18,15 +18,17 @@ from typing import Any
 
 import polars as pl
 
-from infra.settings import Settings, SettingsError, read_settings
+from infra.settings import Settings, SettingsError, parse_settings, read_settings
+from stream.cascade import Cascade
 from stream.logs.fetch import PUBLIC_LOGS, FetchError, fetch
 from stream.logs.files import LogError
 from stream.logs.reader import RowCounts, check_log
-from stream.logs.simulated import write_simulated
+from stream.logs.simulated import write_cascade, write_simulated
 from stream.logs.source import read_frames
+from stream.simulate import HOUR_S
 
 CONFIGS_DIR = Path(__file__).resolve().parents[2] / "configs"
-DEFAULT_LOG, FALLBACK_LOG = "movielens-1m", "simulated"
+DEFAULT_LOG, FALLBACK_LOG, CASCADE_LOG = "movielens-1m", "simulated", "cascade"
 SIMULATED_ROWS = 1_000_000
 HELD_BACK_ROWS = 500  # at the end of the log: people whose next click is known and has never been seen
 
@@ -76,7 +78,33 @@ def set_up(config: Path | None, data_dir: Path, demo_dir: Path, rows: int | None
         write_simulated(demo_dir / "data" / "simulated" / "impressions.parquet", seed=0, rows=n_rows)
     path = demo_dir / "config.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_toml(_derive(config, settings, bases, demo_dir)), encoding="utf-8")
+    path.write_text(
+        to_toml(_derive(config, tomllib.loads(config.read_text(encoding="utf-8")), settings, bases, demo_dir)),
+        encoding="utf-8",
+    )
+    return Setup(read_settings(path), path, config)
+
+
+def set_up_closed_loop(demo_dir: Path, cascade: Cascade, hours: int, ungated_hours: int, say: Say) -> Setup:
+    """Return what a closed loop runs on: the first hours of a cascade as a log, and the ads of all of them.
+
+    Args:
+        demo_dir: The demo's own.
+        cascade: The world.
+        hours: How many are logged, with what the cascade's own policy showed.
+        ungated_hours: How many are warm-up, in which every model is promoted.
+        say: Is told a line for each step that takes its time.
+    """
+    config, data_dir = CONFIGS_DIR / f"{CASCADE_LOG}.toml", demo_dir / "data"
+    raw = tomllib.loads(config.read_text(encoding="utf-8"))
+    del raw["log"]["bid_micros"]  # bids of their own would make the service rank by more than what a loop is judged on
+    raw["window"] |= {"warmup_s": ungated_hours * HOUR_S}
+    raw["prerank"] |= {"keep": cascade.funnel.preranked}
+    settings = parse_settings(raw)
+    say(f"simulating {cascade.n_hours} hours of an ad world; the first {hours} are a log")
+    write_cascade(data_dir / CASCADE_LOG, cascade, hours=hours)
+    path = demo_dir / "config.toml"
+    path.write_text(to_toml(_derive(config, raw, settings, [data_dir], demo_dir)), encoding="utf-8")
     return Setup(read_settings(path), path, config)
 
 
@@ -102,17 +130,18 @@ def to_toml(table: Mapping[str, Any]) -> str:
     return "".join(f"{_key(name)} = {_toml(value)}\n" for name, value in table.items())
 
 
-def _derive(config: Path, settings: Settings, bases: Sequence[Path], demo_dir: Path) -> dict[str, Any]:
+def _derive(
+    config: Path, raw: Mapping[str, Any], settings: Settings, bases: Sequence[Path], demo_dir: Path
+) -> dict[str, Any]:
     if settings.log is None:
         raise SettingsError(f"{config}: the file must hold a section [log] to replay, got none; add it")
     sources = check_log(settings.log, settings.fields, bases)
-    raw = tomllib.loads(config.read_text(encoding="utf-8"))
     log = raw["log"] | {"files": [str(source.path.resolve()) for source in sources if source.join is None]}
     joins = [source for source in sources if source.join is not None]
     log["joins"] = [{"file": str(s.path.resolve()), "on": s.join.on} for s in joins if s.join is not None]
     kafka = raw.get("kafka", {}) | {"bootstrap_servers": "", "clock": "replay", "security": {}}
     registry = raw.get("registry", {}) | {"url": str(demo_dir / "registry")}
-    return raw | {"log": log, "kafka": kafka, "registry": registry}
+    return {**raw, "log": log, "kafka": kafka, "registry": registry}
 
 
 def _log_name(settings: Settings) -> str:

@@ -63,7 +63,7 @@ def _with_ticks(arrivals: Iterator[Arrival], slides: SlideEdges, wait_s: float, 
         elif time_s >= due_s:
             passed_s = slides.last_boundary(boundary_s, time_s - disorder_s)
             assert passed_s is not None, "a tick is due only when a boundary is passed"
-            yield None, Tick(_time_of_watermark(passed_s, disorder_s))
+            yield None, Tick(time_of_watermark(passed_s, disorder_s))
             boundary_s, due_s = passed_s, _next_due_s(slides, passed_s, disorder_s)
         newest_s = max(newest_s, time_s)
         if not isinstance(event, Click):
@@ -73,15 +73,15 @@ def _with_ticks(arrivals: Iterator[Arrival], slides: SlideEdges, wait_s: float, 
         settled_s = max(settled_s, newest_s - disorder_s)  # a row that came late settles at the watermark
         end_s = slides.end_s(slides.index(settled_s))
         end_s = end_s if math.isfinite(end_s) else settled_s + OPEN_END_S
-        yield None, Tick(_time_of_watermark(end_s, disorder_s))
+        yield None, Tick(time_of_watermark(end_s, disorder_s))
 
 
 def _next_due_s(slides: SlideEdges, watermark_s: float, disorder_s: float) -> float:
     end_s = slides.end_s(slides.index(watermark_s))
-    return _time_of_watermark(end_s, disorder_s) if math.isfinite(end_s) else math.inf
+    return time_of_watermark(end_s, disorder_s) if math.isfinite(end_s) else math.inf
 
 
-def _time_of_watermark(watermark_s: float, disorder_s: float) -> float:
+def time_of_watermark(watermark_s: float, disorder_s: float) -> float:
     """Return an event time that moves the watermark there, and not by a rounding short of it."""
     time_s = watermark_s + disorder_s
     while time_s - disorder_s < watermark_s:

@@ -8,6 +8,7 @@ Invariants: a file is whole or not there; the same arguments give the same rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -38,13 +39,18 @@ def write_simulated(
 
 
 def write_cascade(
-    directory: Path, cascade: Cascade, *, on_progress: Callable[[int], None] | None = None
+    directory: Path,
+    cascade: Cascade,
+    *,
+    hours: int | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> tuple[int, int]:
     """Write candidates.parquet, ads.parquet and creatives.parquet; return how many candidates and ads they hold.
 
     Args:
         directory: Made if it is not there.
         cascade: The world.
+        hours: How many of its hours are logged; None: all. Ads and creatives are those of all hours.
         on_progress: Called with the candidates written so far.
     """
     ads, creatives = (pl.concat(frames) for frames in zip(*_markets(cascade), strict=True))
@@ -58,7 +64,7 @@ def write_cascade(
             n_written += frame.height
             yield frame
 
-    _write(directory / "candidates.parquet", count(log_hours(cascade)), on_progress)
+    _write(directory / "candidates.parquet", count(islice(log_hours(cascade), hours)), on_progress)
     return n_written, ads.height
 
 

@@ -170,6 +170,21 @@ async def test_from_an_announced_snapshot_to_logged_events_to_the_next_snapshot(
         assert answer["snapshot"] == two_snapshots()[1].version
 
 
+async def test_in_a_replay_a_request_brings_its_own_time_and_events_may_follow_it(
+    settings: Settings, broker: BrokerInfo, kafka_options: dict[str, Any]
+) -> None:
+    time_s = two_snapshots()[0].priors.as_of_s + 7200.0
+    await send(kafka_options, f"{settings.prefix}.snapshots", "ctr", announcement(0))
+    async with serving(settings, broker) as client:
+        await eventually(lambda: is_ready(client))
+        answer = (await client.post("/v1/rank", json={**BODY, "time_s": time_s})).json()
+        shown = {"type": "impression", "request_id": "q1", "ad_id": answer["ads"][0]["ad_id"], "position": 0}
+        sent = await client.post("/v1/events", json={**shown, "time_s": time_s + 1.0})
+        assert sent.json()["accepted"] == 1
+        found = await logged(kafka_options, f"{settings.prefix}.events")
+        assert [event.time_s for event in found] == [time_s, time_s + 1.0]
+
+
 async def test_records_that_are_none_are_left_out_and_counted(
     settings: Settings, broker: BrokerInfo, kafka_options: dict[str, Any]
 ) -> None:

@@ -163,6 +163,17 @@ def test_only_the_priors_are_sharded(config: Path) -> None:
     assert '--shard must go with the role priors, got it with "train"; leave it out' in result.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("--hours", "9"), ("--seed", "0"), ("--gated",), ("--closed-loop", "--rows", "9"), ("--closed-loop", "x")],
+)
+def test_a_closed_loop_has_options_of_its_own(arguments: tuple[str, ...]) -> None:
+    result = call("demo", *arguments)
+    assert result.exit_code == 2
+    assert "--closed-loop must" in result.stderr
+    assert "it makes a world of its own" in result.stderr
+
+
 def test_a_key_is_printed_with_the_hash_that_lets_it_in() -> None:
     lines = [dict([line.split()]) for line in call("key").stdout.splitlines()]
     key, digest = lines[0]["key"], lines[1]["sha256"]

@@ -74,6 +74,20 @@ def test_a_single_value_of_a_field_with_several_is_a_list_of_one() -> None:
     assert read({"candidates": [{"ad_id": "a", "values": {"tags": "x"}}]}).own == {"a": {"tags": ["x"]}}
 
 
+def test_a_request_says_its_time_only_where_callers_own_the_clock() -> None:
+    body = {"candidates": ["a"], "time_s": NOW_S + 9000.0}
+    assert refusal(body) == (
+        "time_s",
+        "must be left out, because this deployment's clock is the wall clock",
+        "1009000.0",
+    )
+    replays = RankReader(FIELDS, candidates_max=3, top=20, is_replay=True)
+    assert replays.read(json.dumps(body).encode()).time_s == NOW_S + 9000.0
+    assert replays.read(b'{"candidates": ["a"]}').time_s is None
+    with pytest.raises(Rejected, match="time_s must be `float` <= 253402300799"):
+        replays.read(b'{"candidates": ["a"], "time_s": 1e15}')
+
+
 def test_unknown_fields_are_ignored_and_said() -> None:
     ads = [{"ad_id": "a", "values": {"colour": {"deep": []}, "ad": "a"}}, {"ad_id": "b", "values": {"colour": 1}}]
     query = read({"candidates": ads, "user": {"hour": 3, "shoe": 42}, "context": {"user_tag": "x"}})

@@ -34,7 +34,8 @@ def keeps_the_other_rules(body: Any) -> bool:
         return len(ids) == len(set(ids)) and all(map(keeps_the_other_rules, body))
     if isinstance(body, dict):
         is_ahead = isinstance(body.get("time_s"), int | float) and body["time_s"] > NOW_S + LIMITS.ahead_max_s
-        return not is_ahead and all(map(keeps_the_other_rules, body.values()))
+        is_timed = "candidates" in body and body.get("time_s") is not None  # the clock is the wall clock
+        return not (is_ahead or is_timed) and all(map(keeps_the_other_rules, body.values()))
     return not (isinstance(body, float) and body.is_integer())
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stream.demo import run_demo
+from stream.demo import run_closed_loop, run_demo
+from stream.demo.arms import phases
+from stream.demo.closed_loop import HOURS_MIN, WARMUP_H, drift_hour, new_world
 from stream.demo.setup import CONFIGS_DIR
 
 
@@ -43,3 +45,17 @@ def test_a_configuration_that_cannot_be_used_is_said_and_the_signals_are_as_befo
         run_demo(config=config)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
     assert home.exists()
+
+
+def test_a_loop_without_hours_before_and_after_the_drift_is_refused_before_anything_runs(home: Path) -> None:
+    with pytest.raises(ValueError, match="--hours must be >= 6, to have some before the drift and after, got 5"):
+        run_closed_loop(hours=5)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("hours", range(HOURS_MIN, HOURS_MIN + 4))
+def test_the_shortest_loops_have_all_phases(hours: int) -> None:
+    world = new_world(0, hours)
+    found = list(phases(WARMUP_H + 1, drift_hour(world), world.n_hours).values())
+    assert (found[0][0], found[-1][1]) == (WARMUP_H + 1, WARMUP_H + 1 + hours)
+    assert all(first < end for first, end in found)

@@ -154,3 +154,11 @@ def test_the_summary_compares_with_the_first_model() -> None:
     assert ["champion", "0.5400", "-10.00", "%", "0.7500", "+0.0500", "–"] in [
         line.split() for line in text.splitlines()
     ]
+
+
+def test_what_visitors_do_is_shown_where_there_are_any_and_the_panel_stays_as_high() -> None:
+    quiet, busy = View("world", "learning"), View("world", "learning", world="CTR at first: learning 6.00%")
+    assert "CTR at first: learning 6.00%" in text_of(render(busy, width=160, height=40))
+    assert status_line(busy).endswith("; CTR at first: learning 6.00%")
+    heights = [len(text_of(render(view, width=160, height=40)).splitlines()) for view in (quiet, busy)]
+    assert heights[0] == heights[1] <= 40

@@ -3,12 +3,18 @@
 import tomllib
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from infra.settings import SettingsError, read_settings
-from stream.demo.setup import CONFIGS_DIR, HELD_BACK_ROWS, hold_back, set_up, to_toml
+from stream.cascade import Cascade, Funnel
+from stream.demo.setup import CONFIGS_DIR, HELD_BACK_ROWS, hold_back, set_up, set_up_closed_loop, to_toml
+from stream.logs.ads import read_ads
 from stream.logs.fetch import FetchError
 from stream.logs.files import LogError
+from stream.logs.reader import RowCounts
+from stream.logs.source import read_frames
+from stream.simulate import HOUR_S, START_S
 
 SIMULATED = CONFIGS_DIR / "simulated.toml"
 
@@ -106,3 +112,23 @@ def test_a_log_that_nobody_can_bring_is_said(tmp_path: Path) -> None:
     config.write_text(to_toml(raw), "utf-8")
     with pytest.raises(LogError, match=r'got none for "mine\.parquet"'):
         set_up(config, tmp_path / "data", tmp_path / "demo", 100, lambda _: None)
+
+
+def test_a_closed_loop_has_the_first_hours_as_a_log_and_the_ads_of_all_hours_with_their_creatives(
+    tmp_path: Path,
+) -> None:
+    funnel = Funnel(matched=20, preranked=10, exposed=5)
+    cascade = Cascade(1, hours=6, funnel=funnel, n_ads=60, requests_per_hour=20.0)
+    setup = set_up_closed_loop(tmp_path, cascade, 2, 4, lambda _: None)
+    settings = setup.settings
+    assert settings.kafka.clock == "replay"
+    assert settings.window.warmup_s == 4 * 3600.0
+    assert settings.prerank.keep == 10
+    frames = pl.concat(list(read_frames(settings, [], RowCounts())), how="diagonal")
+    assert START_S <= frames["time_s"].min() < frames["time_s"].max() < START_S + 2 * HOUR_S
+    assert settings.log is not None
+    ads = read_ads(settings.log, settings.fields, [])
+    assert ads.ads.keys() == {str(number) for market in cascade.markets() for number in market.number.tolist()}
+    assert {ad.bid_micros for ad in ads.ads.values()} == {1_000_000}
+    assert ads.is_complete
+    assert all(2 <= len(ad.creatives) <= 10 for ad in ads.ads.values())
