@@ -254,9 +254,10 @@ class GateSettings(_Section, frozen=True):
             what is certainly worse by more is rejected (both rules).
         buckets: User-hash buckets per slide, at least 10: from them a slide knows how precise it is.
         evidence_clip: Bound of one bucket's mean difference, log loss; keeps one odd bucket from deciding.
-        clicks_min: A slide with fewer clicks is no evidence.
+        clicks_min: A slide with fewer clicks is no evidence, unless the champion has predicted so many.
         calibration: Mean prediction over click rate must lie within these bounds.
-        shift_max: Mean prediction over the champion's must lie within 1 / this and this.
+        shift_max: Mean prediction over the champion's must lie within 1 / this and this, unless it comes nearer to the
+            slide's clicks.
         slice_margin: Log loss by which the slide's new, rare or common items may certainly be worse.
         harm_max: Log loss by which what serves may certainly be worse than the former champion on one slide; two such
             slides in succession roll it back at once, what is certainly worse by `margin` in the long run later.

@@ -61,11 +61,13 @@ class Comparison:
         pieces: Mean log-loss difference of each bucket of users that has rows, (K,).
         slices: The same of each slice of items that has rows.
         shift: Mean prediction of the newest model over the champion's; None without rows.
+        expected: Clicks that the champion predicted.
     """
 
     pieces: Floats
     slices: Mapping[str, Floats]
     shift: float | None
+    expected: float
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Guard:
         return f"{self.name} must lie in [{self.low:g}, {self.high:g}], got {self.value}"
 
 
-_REASONS = {"clicks": "{:.0f} clicks are too few, {:.0f} are needed"}
+_REASONS = {"clicks": "{:.0f} clicks, come or expected, are too few, {:.0f} are needed"}
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def compare(
             if (slices == index).any()
         },
         shift=means[0] / means[1] if len(difference) else None,
+        expected=means[1] * len(difference) if len(difference) else 0.0,
     )
 
 
@@ -181,12 +184,14 @@ def summary_of(evidence: Evidence, rules: GateRules) -> EvidenceSummary:
 def check(new: Comparison, latest: Evaluation, rules: GateRules) -> tuple[Guard, ...]:
     """Return all guardrails of a slide; the first is that of the clicks, without which nothing is evidence."""
     low, high = rules.calibration
+    mended = _mended(new.shift, latest.calibration)
     harms = {"slide": (new.pieces, rules.margin)}
     harms |= {f"slice {name}": (pieces, rules.slice_margin) for name, pieces in new.slices.items()}
     return (
-        _guard("clicks", float(latest.clicks), low=rules.clicks_min),
+        # Clicks that were expected and did not come are evidence as well: of a champion that has lost its way.
+        _guard("clicks", max(float(latest.clicks), new.expected), low=rules.clicks_min),
         _guard("calibration", latest.calibration, low=low, high=high),
-        _guard("shift", new.shift, low=1.0 / rules.shift_max, high=rules.shift_max),
+        _guard("shift", new.shift, low=1.0 / max(rules.shift_max, mended), high=max(rules.shift_max, mended)),
         *(
             _guard(name, certain_harm(pieces), high=limit)
             for name, (pieces, limit) in harms.items()
@@ -198,6 +203,17 @@ def check(new: Comparison, latest: Evaluation, rules: GateRules) -> tuple[Guard,
 def certain_harm(pieces: Floats) -> float:
     """Return how much worse rows are beyond the noise between buckets, (K,), in nats; negative where they are not."""
     return float(pieces.mean() - SLIDE_SIGMAS * pieces.std(ddof=1) / math.sqrt(len(pieces)))
+
+
+def _mended(shift: float | None, calibration: float | None) -> float:
+    """Return the shift up to which the newest model's mean is no farther from the clicks than the champion's, 1 or more.
+
+    In a closed loop a champion overrates what it has chosen to show; a model that knows better must predict less.
+    """
+    if not shift or not calibration:
+        return 1.0
+    champion = calibration / shift
+    return max(champion, 1.0 / champion) ** 2 if (champion > 1.0) == (shift < 1.0) else 1.0
 
 
 def _doubt(summary: EvidenceSummary, rules: GateRules) -> str:

@@ -27,8 +27,13 @@ GOOD = Evaluation(rows=5000, clicks=500, logloss=0.3, calibration=1.0)
 Pieces = npt.NDArray[np.float64]
 
 
-def says(pieces: Pieces, shift: float | None = 1.0, slices: Mapping[str, Pieces] | None = None) -> Comparison:
-    return Comparison(pieces, slices or {}, shift)
+def says(
+    pieces: Pieces,
+    shift: float | None = 1.0,
+    slices: Mapping[str, Pieces] | None = None,
+    expected: float = 0.0,
+) -> Comparison:
+    return Comparison(pieces, slices or {}, shift, expected)
 
 
 def around(mean: float, sd: float = 0.02, n_pieces: int = 64) -> Pieces:
@@ -73,12 +78,13 @@ def test_a_piece_is_the_mean_difference_of_one_bucket_and_is_clipped() -> None:
     assert found.slices["new"] == pytest.approx([(np.log(0.6) - np.log(0.5)) / 2])
     assert found.slices["common"] == pytest.approx([0.25, 0.0])
     assert found.shift == pytest.approx(2.4 / 1.7)
+    assert found.expected == pytest.approx(4 * 1.7)
 
 
 def test_a_slide_without_rows_says_nothing() -> None:
     none = np.zeros(0)
     found = compare(none, none.astype(np.int64), none.astype(np.int64), 0.25, means=(0.0, 0.0))
-    assert (len(found.pieces), dict(found.slices), found.shift) == (0, {}, None)
+    assert (len(found.pieces), dict(found.slices), found.shift, found.expected) == (0, {}, None, 0.0)
 
 
 def test_items_are_new_rare_or_common_by_what_had_settled_of_them() -> None:
@@ -89,7 +95,7 @@ def test_items_are_new_rare_or_common_by_what_had_settled_of_them() -> None:
 @pytest.mark.parametrize(
     ("latest", "new", "reason"),
     [
-        (dataclasses.replace(GOOD, clicks=49), says(around(-0.05)), "49 clicks are too few, 50 are needed"),
+        (dataclasses.replace(GOOD, clicks=49), says(around(-0.05)), "49 clicks, come or expected, are too few, 50 are needed"),
         (
             dataclasses.replace(GOOD, calibration=2.1),
             says(around(-0.05)),
@@ -100,8 +106,21 @@ def test_items_are_new_rare_or_common_by_what_had_settled_of_them() -> None:
             says(around(-0.05)),
             "calibration must lie in [0.5, 2], got None",
         ),
-        (GOOD, says(around(-0.05), shift=1.6), "shift must lie in [0.666667, 1.5], got 1.6"),
-        (GOOD, says(around(-0.05), shift=0.6), "shift must lie in [0.666667, 1.5], got 0.6"),
+        (
+            dataclasses.replace(GOOD, calibration=1.7),
+            says(around(-0.05), shift=1.6),
+            "shift must lie in [0.666667, 1.5], got 1.6",
+        ),
+        (
+            dataclasses.replace(GOOD, calibration=0.55),
+            says(around(-0.05), shift=0.6),
+            "shift must lie in [0.666667, 1.5], got 0.6",
+        ),
+        (  # the champion overrates by 1.8, this underrates by 2
+            dataclasses.replace(GOOD, calibration=0.5),
+            says(around(-0.05), shift=0.28),
+            "shift must lie in [0.3136, 3.18878], got 0.28",
+        ),
         (
             GOOD,
             says(around(0.05)),
@@ -122,6 +141,12 @@ def test_a_guardrail_holds_what_the_evidence_would_promote(latest: Evaluation, n
     assert verdict.reason == reason
 
 
+@pytest.mark.parametrize(("calibration", "shift"), [(1.1, 0.5), (0.9, 0.4), (0.9, 2.0), (1.2, 2.0)])
+def test_a_shift_that_brings_the_mean_nearer_to_the_clicks_is_no_fault(calibration: float, shift: float) -> None:
+    latest = dataclasses.replace(GOOD, calibration=calibration)
+    assert judge(evidence_of(-0.02), says(around(-0.05), shift=shift), latest, RULES).decision == "promote"
+
+
 def test_a_decision_carries_every_guardrail_with_what_was_found() -> None:
     new = says(around(-0.05), shift=1.1, slices={"rare": around(0.0), "new": around(0.2)[:9]})
     verdict = judge(evidence_of(-0.02), new, GOOD, RULES)
@@ -139,6 +164,13 @@ def test_a_rejection_asks_no_guardrail() -> None:
 def test_too_few_clicks_are_no_evidence() -> None:
     verdict = judge(Evidence(), says(around(0.2)), dataclasses.replace(GOOD, clicks=1), RULES)
     assert verdict.evidence == Evidence()
+
+
+def test_clicks_that_were_expected_and_did_not_come_are_evidence() -> None:
+    """Else a champion that nobody clicks on any more would hold out for ever."""
+    latest = dataclasses.replace(GOOD, clicks=10)
+    assert judge(evidence_of(-0.02), says(around(-0.05), expected=49.0), latest, RULES).decision == "hold"
+    assert judge(evidence_of(-0.02), says(around(-0.05), expected=50.0), latest, RULES).decision == "promote"
 
 
 def test_after_a_rejection_evidence_starts_anew() -> None:
