@@ -172,7 +172,9 @@ def serve(newest: Sequence[Hour], serving: Sequence[Hour], rule: Rule, harm: flo
     shadow, evidence, promotions, rollbacks, since = Shadow(), Evidence(), 0, 0, 0
     for slide, (new, served) in enumerate(zip(newest, serving, strict=True)):
         shadow = look(shadow, np.clip(served.pieces + (harm or 0.0), -CLIP, CLIP), rules)
-        verdict = settle(judge(evidence, Comparison(new.pieces, {}, shift=1.0, expected=0.0), GOOD, rules), shadow, rules)
+        verdict = settle(
+            judge(evidence, Comparison(new.pieces, {}, shift=1.0, expected=0.0), GOOD, rules), shadow, rules
+        )
         shadow, evidence = follow(shadow, verdict, rules, champion="former", learnt=()), verdict.evidence
         if verdict.decision == "promote":
             promotions, since = promotions + 1, since or slide

@@ -95,7 +95,11 @@ def test_items_are_new_rare_or_common_by_what_had_settled_of_them() -> None:
 @pytest.mark.parametrize(
     ("latest", "new", "reason"),
     [
-        (dataclasses.replace(GOOD, clicks=49), says(around(-0.05)), "49 clicks, come or expected, are too few, 50 are needed"),
+        (
+            dataclasses.replace(GOOD, clicks=49),
+            says(around(-0.05)),
+            "49 clicks, come or expected, are too few, 50 are needed",
+        ),
         (
             dataclasses.replace(GOOD, calibration=2.1),
             says(around(-0.05)),
