@@ -206,7 +206,7 @@ def certain_harm(pieces: Floats) -> float:
 
 
 def _mended(shift: float | None, calibration: float | None) -> float:
-    """Return the shift up to which the newest model's mean is no farther from the clicks than the champion's, 1 or more.
+    """Return the shift up to which the newest mean is no farther from the clicks than the champion's, 1 or more.
 
     In a closed loop a champion overrates what it has chosen to show; a model that knows better must predict less.
     """
