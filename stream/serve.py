@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import signal
 import socket
@@ -77,6 +78,7 @@ async def serve(
     """
     await asyncio.to_thread(check_broker, bootstrap, security=settings.kafka.security)
     use_threads(settings.update.threads)
+    gc.set_threshold(50_000, 20, 100)  # what a request makes is many, small and free of cycles
     options = client_options(bootstrap, settings.kafka.security)
     metrics = ServeMetrics(CollectorRegistry())
     with _listening(settings.serve.host, settings.serve.port if port is None else port) as listener:
@@ -260,6 +262,8 @@ class _Service:
         self._unread.discard(topic)
         if topic == "snapshots":
             self._want_champions()
+        if not self._unread:
+            gc.freeze()  # the ads and counts that are there stay: no request is to wait while they are scanned
 
     def _want_champions(self) -> None:
         """Want what serves in each family; a pre-ranker only where the settings name one."""

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from features.encode import Keys
 from features.fields import Field, id_field
-from features.priors import Floats, PriorTable, lookup
+from features.priors import Floats, PriorTable, lookup_longest
 from models.creatives.policies import EpsilonGreedy, Uniform, choose
 from models.creatives.tally import Tally
 
@@ -45,10 +45,8 @@ def choose_creatives(
     tally, item, creative = Tally.empty(present), id_field(fields, "item"), id_field(fields, "creative")
     if item is None or creative is None:
         return choose(Uniform().probabilities(tally, rng), rng)
-    found = lookup(table, np.concatenate(keys)[:, None], max(time_s, table.as_of_s))
-    h = int(np.argmax(table.half_lives_s))
     n, c = np.zeros(present.shape), np.zeros(present.shape)
-    n[present], c[present] = found.n[:, 0, h], found.c[:, 0, h]
-    tally = Tally(n, c, present, float(found.root_n[0, h]), float(found.root_c[0, h]))
-    strength = table.strength[[fields.index(item), fields.index(creative)]][:, [h]]
+    n[present], c[present], *root = lookup_longest(table, np.concatenate(keys), max(time_s, table.as_of_s))
+    tally = Tally(n, c, present, *root)
+    strength = table.strength[[fields.index(item), fields.index(creative)]][:, [int(np.argmax(table.half_lives_s))]]
     return choose(EpsilonGreedy(explore, strength).probabilities(tally, rng), rng)

@@ -104,10 +104,10 @@ class RankBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ad(msgspec.Struct, frozen=True, gc=False):
-    """A candidate as asked for: its id, and the values that the caller gave for it."""
+    """A candidate of a request: its id, and its values by field name as JSON."""
 
     ad_id: str
-    values: dict[str, Clean]
+    values: msgspec.Raw
 
 
 class RankQuery(msgspec.Struct, frozen=True):

@@ -92,8 +92,19 @@ def test_a_candidate_has_the_values_and_keys_of_the_creative_it_is_shown_with() 
     creatives = found.held[0].creatives if found.held[0] else ()
     found.chosen = {0: creatives[1]}
     assert found.values(0) == {"ad": "a", "image": "good", "size": 2.0}
+    assert json.loads(bytes(found.ads([0])[0].values)) == found.values(0)
     np.testing.assert_array_equal(found.keys([0])[0], held.encoder.keys(found.values(0)))
     assert held.resolve(["a"], {}).values(0) == before, "a choice is one request's"
+
+
+def test_a_creative_has_nothing_of_the_first_one() -> None:
+    held = Catalog(FIELDS)
+    creatives = [{"creative_id": "bad", "values": {"size": 1}}, {"creative_id": "good"}]
+    held.put("a", json.dumps({"ad_id": "a", "creatives": creatives}).encode())
+    found = held.resolve(["a"], {})
+    found.chosen = {0: found.held[0].creatives[1]}  # type: ignore[union-attr]
+    assert found.values(0) == json.loads(bytes(found.ads([0])[0].values)) == {"ad": "a", "image": "good"}
+    np.testing.assert_array_equal(found.keys([0])[0], held.encoder.keys(found.values(0)))
 
 
 def test_a_creative_that_the_caller_names_is_not_chosen_again() -> None:
