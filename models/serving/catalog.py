@@ -316,7 +316,9 @@ class Catalog:
         values = ad.values | first | {self.id_name: ad.ad_id}
         slot = self._creative_slot
         ids = np.array([0 if slot is None else one.keys[slot] for one in creatives], np.uint64)
-        head = _encode({name: value for name, value in values.items() if not creatives or name not in self.of_creatives})
+        head = _encode(
+            {name: value for name, value in values.items() if not creatives or name not in self.of_creatives}
+        )
         tail = creatives[0].tail if creatives else b"}"
         return Held(values, self.encoder.keys(values), ad.bid_micros, creatives, ids, head[:-1], tail)
 
