@@ -178,7 +178,7 @@ def lookup(table: PriorTable, keys: Keys, at_s: float | Floats) -> Counts:
 
 
 def lookup_longest(table: PriorTable, keys: Keys, at_s: float) -> tuple[Floats, Floats, float, float]:
-    """Return impressions and clicks of values in the longest memory, (K,) each, and the overall ones, all at one moment.
+    """Return impressions and clicks of values in the longest memory, (K,) each, and the overall ones, at one moment.
 
     Args:
         table: Counts.
