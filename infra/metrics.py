@@ -70,9 +70,9 @@ TRAIN_FIGURES = {
     "auc_ratio": "AUC on the newest slide; NaN with one class alone",
     "calibration_ratio": "Mean prediction over click rate on the newest slide; NaN without clicks",
 }
-DEGRADED = ("users", "prerank", "rank")
+DEGRADED = ("users", "prerank", "rank", "creatives")
 USER_READS = ("found", "missing", "too_old", "slow", "away")
-TASKS = ("click", "prerank")
+TASKS = ("click", "prerank", "creatives")
 TRAIN_VALUES = ("counted", "with_row")
 VALUE_LIMITS = ("counts_max", "values_max")
 DECISIONS = ("warmup", "promote", "hold", "reject", "rollback")

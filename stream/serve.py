@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry
 
 from infra.metrics import ServeMetrics
 from infra.settings import Settings, api_key_hashes, registry_url
-from models.prerank.inputs import prerank_fields
+from models.prerank.inputs import creative_fields, prerank_fields
 from models.registry import Registry
 from models.serving.admission import Admission
 from models.serving.app import make_app
@@ -121,6 +121,7 @@ def to_rules(settings: Settings) -> Rules:
         keep=settings.prerank.keep,
         sample_rate=settings.prerank.sample_rate if settings.prerank.network else None,
         explore=settings.serve.explore,
+        creatives=settings.creatives.order,
         deadline_s=settings.serve.deadline_s,
     )
 
@@ -145,6 +146,7 @@ class _Service:
         self._field_names = tuple(field.name for field in settings.fields)
         self._holder: Holder[Scorer] = Holder()
         self._prerankers: Holder[Preranker] = Holder()
+        self._creative_rankers: Holder[Preranker] = Holder()
         self._catalog = Catalog(settings.fields)
         self.users = _users(settings, metrics)
         self._champions: dict[str, str] = {}  # by family
@@ -152,6 +154,7 @@ class _Service:
             settings.fields,
             holder=self._holder,
             prerankers=self._prerankers,
+            creative_rankers=self._creative_rankers,
             catalog=self._catalog,
             publish=writer.publish,
             metrics=metrics,
@@ -167,8 +170,18 @@ class _Service:
             self._prerankers,
             self._catalog,
             metrics,
+            "prerank",
             fields=prerank_fields(settings.fields),
             sample=lambda: self._pipeline.prerank_sample,
+        )
+        self.creative_refresher = PrerankRefresher(
+            Registry(registry_url(settings)),
+            self._creative_rankers,
+            self._catalog,
+            metrics,
+            "creatives",
+            fields=creative_fields(settings.fields),
+            sample=lambda: self._pipeline.creative_sample,
         )
         self.refresher = Refresher(
             Registry(registry_url(settings)),
@@ -180,6 +193,7 @@ class _Service:
             counts_max=settings.priors.counts_max,
             sample=lambda: self._pipeline.sample,
         )
+        self.followers = (self.refresher, self.prerank_refresher, self.creative_refresher)
         self.app = make_app(
             self._pipeline,
             writer.publish,
@@ -234,7 +248,9 @@ class _Service:
             else:
                 self.metrics.records.labels("catalog", "applied").inc()
         self.metrics.catalog_ads.set(len(self._catalog))
-        await self.prerank_refresher.apply_ads()
+        changed = self._catalog.take_changed()
+        await self.prerank_refresher.apply_ads(changed)
+        await self.creative_refresher.apply_ads(changed)
 
     async def take_counts(self, records: list[Record]) -> None:
         """Put the counts on top of the snapshot's."""
@@ -271,6 +287,8 @@ class _Service:
             self.refresher.want(champion)
         if self.settings.prerank.network and (champion := self._champions.get(self.settings.prerank.family)):
             self.prerank_refresher.want(champion)
+        if self.settings.creatives.network and (champion := self._champions.get(self.settings.creatives.family)):
+            self.creative_refresher.want(champion)
 
     def _refuse(self, topic: str, record: Record, error: Exception) -> None:
         self.metrics.records.labels(topic, "refused").inc()
@@ -287,7 +305,7 @@ async def _run(
         "catalog": service.take_ads,
         "prior-updates": service.take_counts,
     }
-    background = [asyncio.create_task(one.run()) for one in (service.refresher, service.prerank_refresher)]
+    background = [asyncio.create_task(one.run()) for one in service.followers]
     opening = asyncio.create_task(service.users.open()) if service.users else None
     background += [asyncio.create_task(service.follow(name, options, take)) for name, take in takes.items()]
     serving = asyncio.create_task(server.serve(sockets=[listener]))

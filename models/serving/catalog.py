@@ -85,6 +85,7 @@ class Held(msgspec.Struct, frozen=True, gc=False):
         bid_micros: Its bid.
         creatives: The ways to show it.
         creative_keys: The keys of their ids, (how many,).
+        creative_names: What each is called among the creatives of all ads.
         head: The values that are the same whatever the creative, as JSON without its end.
         tail: The rest where none is chosen.
     """
@@ -94,6 +95,7 @@ class Held(msgspec.Struct, frozen=True, gc=False):
     bid_micros: int
     creatives: tuple[Creative, ...]
     creative_keys: Keys
+    creative_names: tuple[str, ...]
     head: bytes
     tail: bytes
 
@@ -290,8 +292,7 @@ class Catalog:
         return {ad_id: self._ads.get(ad_id) for ad_id in changed}
 
     def all_ads(self) -> dict[str, Held | None]:
-        """Return every active ad, and count none as changed since."""
-        self._changed = set()
+        """Return every active ad."""
         return dict(self._ads)
 
     def resolve(self, ids: list[str], own: Mapping[str, dict[str, Clean]]) -> Resolved:
@@ -320,7 +321,14 @@ class Catalog:
             {name: value for name, value in values.items() if not creatives or name not in self.of_creatives}
         )
         tail = creatives[0].tail if creatives else b"}"
-        return Held(values, self.encoder.keys(values), ad.bid_micros, creatives, ids, head[:-1], tail)
+        names = tuple(f"{ad.ad_id}\n{one.creative_id}" for one in creatives)
+        return Held(values, self.encoder.keys(values), ad.bid_micros, creatives, ids, names, head[:-1], tail)
+
+    def keys_with(self, held: Held, creative: Creative) -> Keys:
+        """Return the keys of an ad that is shown with a creative, (S,)."""
+        keys = held.keys.copy()
+        keys[self.creative_slots] = creative.keys
+        return keys
 
     def _creative(self, creative_id: str, values: dict[str, Clean]) -> Creative:
         named = values | ({self.creative_name: creative_id} if self.creative_name else {})

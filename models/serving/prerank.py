@@ -112,7 +112,7 @@ class Preranker:
 
 def item_slots(fields: Sequence[Field]) -> npt.NDArray[np.int64]:
     """Return which slots of an ad's keys, in the order of these fields, a pre-ranker reads: not its creative's."""
-    return np.flatnonzero(np.repeat([is_of_ad(field) for field in fields], slot_counts(fields)))
+    return np.flatnonzero(np.repeat([field.side == "item" for field in fields], slot_counts(fields)))
 
 
 def prior_rates(table: PriorTable, fields: Sequence[Field], ad_ids: Sequence[str], time_s: float) -> Scores:

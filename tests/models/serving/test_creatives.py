@@ -12,7 +12,7 @@ from features.encode import field_key
 from features.fields import Field
 from features.priors import PriorTable
 from models.serving.catalog import Catalog
-from models.serving.creatives import choose_creatives
+from models.serving.creatives import choose_by_prior
 
 AD, IMAGE, SIZE = Field("ad", "item"), Field("image", "creative"), Field("size", "creative", "number")
 FIELDS = (Field("user", "user"), AD, IMAGE, SIZE)
@@ -45,7 +45,7 @@ TABLE = counted(good=(500.0, 100.0), bad=(500.0, 5.0))
 
 
 def choose(keys: list[np.ndarray], *, explore: float = 0.0, seed: int = 0, table: PriorTable = TABLE) -> Any:
-    return choose_creatives(table, FIELDS, keys, time_s=NOW_S, explore=explore, seed=seed)
+    return choose_by_prior(table, FIELDS, keys, time_s=NOW_S, explore=explore, seed=seed)
 
 
 def test_the_best_by_what_is_known_is_taken_and_a_new_one_stands_between_good_and_bad() -> None:
@@ -70,7 +70,7 @@ def test_the_seed_decides() -> None:
 
 def test_without_a_field_of_creatives_they_are_drawn_evenly() -> None:
     fields, keys = FIELDS[:2], [np.zeros(2, np.uint64)] * 4000
-    chosen, propensities = choose_creatives(TABLE, fields, keys, time_s=NOW_S, explore=0.0, seed=0)
+    chosen, propensities = choose_by_prior(TABLE, fields, keys, time_s=NOW_S, explore=0.0, seed=0)
     assert chosen.mean() == pytest.approx(0.5, abs=0.05)
     assert set(propensities.tolist()) == {0.5}
 

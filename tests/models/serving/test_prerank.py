@@ -32,7 +32,7 @@ from tests.models.serving.trained import FIELDS, PLAN, two_snapshots
 N_ADS = 20
 VALUES: dict[str, Any] = {"user_id": "u1", "age": 30.0, "hour": 12.0}
 READ = prerank_fields(FIELDS)
-RULES = Rules(candidates_max=50, top=3, keep=6, sample_rate=0.5, explore=0.0, deadline_s=60.0)
+RULES = Rules(candidates_max=50, top=3, keep=6, sample_rate=0.5, explore=0.0, creatives="parallel", deadline_s=60.0)
 
 
 def ad(number: int) -> NamedAd:
@@ -144,6 +144,7 @@ def narrow(service: Service, clock: Any = None, users: Users | None = None, **ch
         FIELDS,
         holder=service.holder,
         prerankers=service.prerankers,
+        creative_rankers=service.creative_rankers,
         catalog=service.catalog,
         publish=service.log.publish,
         metrics=service.metrics,
@@ -262,6 +263,7 @@ def refresher(service: Service) -> PrerankRefresher:
         service.prerankers,
         service.catalog,
         service.metrics,
+        "prerank",
         fields=READ,
         sample=lambda: service.pipeline.prerank_sample,
     )
@@ -275,12 +277,12 @@ async def test_a_pre_ranker_is_brought_in_with_the_catalogs_ads_and_follows_them
     first = service.prerankers.current
     assert first is not None
     service.catalog.put("ad0", json.dumps({"ad_id": "ad0", "values": {"tags": ["t1", "t4"]}}).encode())
-    await refresher.apply_ads()
+    await refresher.apply_ads(service.catalog.take_changed())
     second = service.prerankers.current
     assert second is not None
     changed = NamedAd("ad0", {"ad": "ad0", "tags": ["t1", "t4"]})
     assert scores(second, [ad(0)])[0] == pytest.approx(scores(first, [changed], known=False)[0], abs=1e-6)
-    await refresher.apply_ads()
+    await refresher.apply_ads(service.catalog.take_changed())
     assert service.prerankers.current is second, "nothing changed"
     assert await refresher.bring_in(prerank_snapshots()[1].version)
     assert (await rank(service))[0].prerank == prerank_snapshots()[1].version
