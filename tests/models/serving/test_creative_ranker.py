@@ -1,4 +1,4 @@
-"""A creative ranker beside, before and behind the ad ranker: everybody sees what they like, and late ones are left out."""
+"""A creative ranker beside, before and behind the ad ranker: everybody sees what they like, and late ones are out."""
 
 from __future__ import annotations
 
