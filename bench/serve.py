@@ -8,7 +8,10 @@ whatever has been answered, and a latency counts from when a request was due.
 
 Reported: latencies at a rate, as medians of the runs; `max_rate_p99_10ms`, the highest rate tried at which p99 stays
 within 10 ms; `goodput_2x`, good answers a second at twice that rate; latencies as candidates grow; and what the service
-itself says of its stages. Creatives are not ranked yet: an ad is shown with its first.
+itself says of its stages. `orders`: the same requests to four services in turn, one that ranks no creatives (the prior
+chooses) and one for each `[creatives] order`, as ratios to the first of the same round. `swaps`: 100 swaps between two
+snapshots of the click model and then 10 rollbacks, while one request is asked again and again: each answer must be, whole,
+what one of the snapshots says.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ from infra.settings import Settings, read_settings, registry_url
 from models.registry import Registry
 from models.serving.catalog import CatalogAd
 from models.update import Learner
-from stream.announcement import encode_announcement
+from stream.announcement import Announcement, encode_announcement
 from stream.backtest import Backtest, Step
 from stream.cascade import Cascade, Funnel
 from stream.kafka import client_options, create_topics, topic_name
@@ -56,6 +59,8 @@ HOURS = 8
 P99_MAX_MS = 10.0
 RATES = (50, 75, 100, 125, 150, 175, 200, 250, 300, 400)
 REQUEST_S_MAX = 10.0
+PARTS = ("rate", "grow", "orders", "swaps")
+N_SWAPS, N_ROLLBACKS, SWAP_S = 100, 10, 0.25
 
 
 def main() -> None:
@@ -65,6 +70,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=2000)
     parser.add_argument("--grow", type=int, nargs="*", default=[100, 500, 1000, 2000, 5000], help="candidates")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--json", default="-", help="where the report goes; - is standard output")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="freshrank-bench-") as scratch:
@@ -83,7 +89,9 @@ def deployment(home: Path, bootstrap: str) -> Path:
     """Write the log and the configuration; make the topics."""
     cascade = Cascade(1, hours=HOURS, funnel=Funnel(), n_ads=5000, requests_per_hour=180.0)
     write_cascade(home / "cascade", cascade)
-    text = CONFIG.read_text().replace("partitions = 4", f'partitions = 4\nbootstrap_servers = "{bootstrap}"')
+    text = CONFIG.read_text().replace(
+        "partitions = 4", f'partitions = 4\nbootstrap_servers = "{bootstrap}"\nclock = "replay"'
+    )
     config = home / "serve.toml"
     config.write_text(f'{text}\n[registry]\nurl = "{home / "registry"}"\n')
     settings = read_settings(config)
@@ -93,55 +101,160 @@ def deployment(home: Path, bootstrap: str) -> Path:
 
 async def measure(settings: Settings, config: Path, home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return every figure."""
-    ads = await publish(settings, home)
-    async with service(config) as url, aiohttp.ClientSession(url) as session:
-        await ready(session)
-        load = Load(session, ads)
-        await load.run(arguments.rate, 5.0, arguments.candidates)  # warm
-        runs = [await load.run(arguments.rate, arguments.seconds, arguments.candidates) for _ in range(arguments.runs)]
-        figures: dict[str, Any] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-        figures["by_candidates"] = {n: await load.run(arguments.rate, arguments.seconds, n) for n in arguments.grow}
-        best = 0.0
-        for rate in RATES:
-            found = await load.run(rate, arguments.seconds, arguments.candidates)
-            figures.setdefault("by_rate", {})[rate] = found
-            if found["p99_ms"] > P99_MAX_MS or found["failed"]:
-                break
-            best = float(rate)
-        figures["max_rate_p99_10ms"] = best
-        if best:
-            at_twice = await load.run(2.0 * best, arguments.seconds, arguments.candidates)
-            figures["goodput_2x"] = at_twice["good_per_s"]
-            figures["at_twice"] = at_twice
-        async with session.get("/metrics") as answer:
-            figures["stages_ms"] = stages(await answer.text())
+    figures: dict[str, Any] = {}
+    async with AIOKafkaProducer(**client_options(settings.kafka.bootstrap_servers, {})) as producer:
+        log = Log(settings, producer)
+        ads = await log.fill(home)
+        if {"rate", "grow", "swaps"} & {*arguments.parts}:
+            async with service(config) as url, aiohttp.ClientSession(url) as session:
+                await ready(session)
+                load = Load(session, ads)
+                await load.run(arguments.rate, 5.0, arguments.candidates)  # warm
+                if "rate" in arguments.parts:
+                    figures |= await at_rates(load, arguments)
+                if "grow" in arguments.parts:
+                    figures["by_candidates"] = {
+                        n: await load.run(arguments.rate, arguments.seconds, n) for n in arguments.grow
+                    }
+                async with session.get("/metrics") as answer:
+                    figures["stages_ms"] = stages(await answer.text())
+                if "swaps" in arguments.parts:
+                    figures["swaps"] = await under_swaps(load, log, arguments)
+        if "orders" in arguments.parts:
+            figures["orders"] = await by_order(config, ads, arguments)
     return figures
 
 
-async def publish(settings: Settings, home: Path) -> list[str]:
-    """Learn the log, announce both families and fill the catalog; return the ids of the ads."""
-    backtest = Backtest(settings, read_arrivals(settings, [home], RowCounts()))
-    steps = list(backtest.steps())
-    assert "prerank" in backtest.others, "configs/cascade.toml names a pre-ranker"
-    registry = Registry(registry_url(settings))
-    assert settings.log is not None
-    ads = read_ads(settings.log, settings.fields, [home]).ads
-    async with AIOKafkaProducer(**client_options(settings.kafka.bootstrap_servers, {})) as producer:
+async def at_rates(load: Load, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return latencies at the rate that is asked for, the highest rate that is answered in time, and beyond it."""
+    runs = [await load.run(arguments.rate, arguments.seconds, arguments.candidates) for _ in range(arguments.runs)]
+    figures: dict[str, Any] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    best = 0.0
+    for rate in RATES:
+        found = await load.run(rate, arguments.seconds, arguments.candidates)
+        figures.setdefault("by_rate", {})[rate] = found
+        if found["p99_ms"] > P99_MAX_MS or found["failed"]:
+            break
+        best = float(rate)
+    figures["max_rate_p99_10ms"] = best
+    twice = 2.0 * (best or arguments.rate)
+    figures["at_twice"] = await load.run(twice, arguments.seconds, arguments.candidates)
+    figures["goodput_2x"] = figures["at_twice"]["good_per_s"]
+    return figures
 
-        async def announce(family: str, learner: Learner[Any, Any], step: Step) -> None:
-            registry.save(learner.latest, {})
-            said = msgspec.structs.replace(
-                to_announcement(family, step.report, 0.0, None), champion=learner.latest.version
+
+async def by_order(config: Path, ads: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return latencies with and without a creative ranker, round by round over services that are all up."""
+    text = config.read_text()  # noqa: ASYNC240  # a bench
+    learnt = re.search(r'\[creatives\].*\nnetwork = "([\w-]+)"\n', text)
+    assert learnt is not None, "configs/cascade.toml names a creative ranker"
+    orders = {"none": 'network = ""'}
+    orders |= {one: f'network = "{learnt[1]}"\norder = "{one}"' for one in ("parallel", "pre", "post")}
+    async with AsyncExitStack() as stack:
+        loads = {}
+        for name, section in orders.items():
+            own = config.with_name(f"serve-{name}.toml")
+            own.write_text(text.replace(learnt[0], f"[creatives]\n{section}\n"))
+            session = await stack.enter_async_context(
+                aiohttp.ClientSession(await stack.enter_async_context(service(own)))
             )
-            topic = topic_name(settings.prefix, "snapshots")
-            await producer.send_and_wait(topic, encode_announcement(said), family.encode())
+            await ready(session, creatives=name != "none")
+            loads[name] = Load(session, ads)
+            await loads[name].run(arguments.rate, 3.0, arguments.candidates)  # warm
+        rounds = [
+            {
+                name: await load.run(arguments.rate, arguments.seconds, arguments.candidates)
+                for name, load in loads.items()
+            }
+            for _ in range(arguments.runs)
+        ]
+    return {
+        name: {
+            "p50_ms": statistics.median(one[name]["p50_ms"] for one in rounds),
+            "p99_ms": statistics.median(one[name]["p99_ms"] for one in rounds),
+            "p50_over_none": statistics.median(one[name]["p50_ms"] / one["none"]["p50_ms"] for one in rounds),
+        }
+        for name in orders
+    }
 
-        await announce(settings.model.family, backtest.learner, steps[-1])
-        await announce(settings.prerank.family, backtest.others["prerank"], backtest.other_steps["prerank"][-1])
+
+async def under_swaps(load: Load, log: Log, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return latencies while snapshots are swapped and rolled back, beside those of the same load without."""
+    seconds = SWAP_S * (N_SWAPS + N_ROLLBACKS)
+    body = load.body(np.random.default_rng(0), arguments.candidates)
+    truth: dict[str, Any] = {}
+    for _ in range(2):  # what each of the two snapshots says of this request
+        await log.swap()
+        await asyncio.sleep(3.0)
+        found = await load.ask(body)
+        truth[found["snapshot"]] = found["ads"]
+    assert len(truth) == 2, "the two snapshots must have served in turn"
+    before = await load.run(arguments.rate, seconds, arguments.candidates, body)
+    swapping = asyncio.create_task(log.swap_again(N_SWAPS + N_ROLLBACKS))
+    during = await load.run(arguments.rate, seconds, arguments.candidates, body)
+    await swapping
+    mixed = sum(truth.get(one["snapshot"]) != one["ads"] for one in load.answers)
+    return {
+        "without": before,
+        "during": during,
+        "p99_over_without": during["p99_ms"] / before["p99_ms"],
+        "failed": during["failed"],
+        "mixed": mixed,
+        "answers_by_snapshot": Counter(one["snapshot"] for one in load.answers),
+    }
+
+
+class Log:
+    """What a service follows: snapshots of all families, and the catalog."""
+
+    def __init__(self, settings: Settings, producer: AIOKafkaProducer) -> None:
+        self._settings = settings
+        self._producer = producer
+        self._registry = Registry(registry_url(settings))
+        self._announcements: list[list[Announcement]] = []  # of two moments, of every family each
+        self._serving = 1
+
+    async def fill(self, home: Path) -> list[str]:
+        """Learn the log, announce every family and fill the catalog; return the ids of the ads."""
+        settings = self._settings
+        backtest = Backtest(settings, read_arrivals(settings, [home], RowCounts()))
+        for step in backtest.steps():
+            lineages = {settings.model.family: (backtest.learner, step)}
+            for kind, learner in backtest.others.items():
+                family = {"prerank": settings.prerank.family, "creatives": settings.creatives.family}[kind]
+                if steps := backtest.other_steps[kind]:
+                    lineages[family] = (learner, steps[-1])
+            if len(lineages) == 3:
+                self._announcements = [*self._announcements, [self._save(*one) for one in lineages.items()]][-2:]
+        await self._announce(self._announcements[-1])
+        assert settings.log is not None
+        ads = read_ads(settings.log, settings.fields, [home]).ads
         for ad in ads.values():
-            await producer.send(topic_name(settings.prefix, "catalog"), encode_ad(ad), ad.ad_id.encode())
-        await producer.flush()
-    return list(ads)
+            await self._producer.send(topic_name(settings.prefix, "catalog"), encode_ad(ad), ad.ad_id.encode())
+        await self._producer.flush()
+        return list(ads)
+
+    async def swap(self) -> None:
+        """Announce the other moment's click model; the other families stay, so two answers are right, and no more."""
+        self._serving = 1 - self._serving
+        await self._announce(self._announcements[self._serving][:1])
+
+    async def swap_again(self, times: int) -> None:
+        """Swap to and fro; a rollback is an announcement like any other."""
+        for _ in range(times):
+            await self.swap()
+            await asyncio.sleep(SWAP_S)
+
+    def _save(self, family: str, learnt: tuple[Learner[Any, Any], Step]) -> Announcement:
+        learner, step = learnt
+        self._registry.save(learner.latest, {})
+        said = to_announcement(family, step.report, 0.0, None)
+        return msgspec.structs.replace(said, champion=learner.latest.version)
+
+    async def _announce(self, announcements: Sequence[Announcement]) -> None:
+        for said in announcements:
+            topic = topic_name(self._settings.prefix, "snapshots")
+            await self._producer.send_and_wait(topic, encode_announcement(said), said.family.encode())
 
 
 def encode_ad(ad: CatalogAd) -> bytes:
@@ -162,13 +275,15 @@ async def service(config: Path) -> AsyncIterator[str]:
         await process.wait()
 
 
-async def ready(session: aiohttp.ClientSession) -> None:
-    """Return once it serves, with the pre-ranker and the whole catalog."""
+async def ready(session: aiohttp.ClientSession, *, creatives: bool = True) -> None:
+    """Return once it serves, with the pre-ranker, the creative ranker if there is to be one, and the whole catalog."""
+    wanted = ["prerank", *(["creatives"] if creatives else [])]
     async with asyncio.timeout(120.0):
         while True:
             async with session.get("/readyz") as answer, session.get("/metrics") as exported:
                 text = await exported.text()
-                if answer.status == 200 and 'swaps_total{outcome="swapped",task="prerank"} 1.0' in text:
+                swapped = [f'swaps_total{{outcome="swapped",task="{task}"}} 1.0' in text for task in wanted]
+                if answer.status == 200 and all(swapped):
                     return
             await asyncio.sleep(0.2)
 
@@ -180,11 +295,14 @@ class Load:
         self._session = session
         self._ads = ads
         self._number = 0
+        self._keeps = False
+        self.answers: list[dict[str, Any]] = []
 
-    async def run(self, rate: float, seconds: float, candidates: int) -> dict[str, float]:
-        """Return what came of so many requests a second."""
+    async def run(self, rate: float, seconds: float, candidates: int, body: bytes = b"") -> dict[str, float]:
+        """Return what came of so many requests a second; with a body all are that, and `answers` holds what came."""
         rng = np.random.default_rng(candidates)
-        bodies = [self._body(rng, candidates) for _ in range(int(rate * seconds))]
+        self.answers, self._keeps = [], bool(body)
+        bodies = [body or self.body(rng, candidates) for _ in range(int(rate * seconds))]
         begun_s = time.perf_counter() + 0.1
         tasks = [asyncio.create_task(self._one(body, begun_s + number / rate)) for number, body in enumerate(bodies)]
         results = await asyncio.gather(*tasks)
@@ -202,7 +320,12 @@ class Load:
             "failed": float(len(results) - len(good)),
         }
 
-    def _body(self, rng: np.random.Generator, candidates: int) -> bytes:
+    async def ask(self, body: bytes) -> dict[str, Any]:
+        async with self._session.post("/v1/rank", data=body) as answer:
+            found: dict[str, Any] = await answer.json()
+            return found
+
+    def body(self, rng: np.random.Generator, candidates: int) -> bytes:
         self._number += 1
         ids = rng.choice(len(self._ads), size=min(candidates, len(self._ads)), replace=False)
         user = {"user_id": str(rng.integers(4000)), "age": str(rng.integers(6)), "gender": "f"}
@@ -219,7 +342,9 @@ class Load:
         await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
         try:
             async with asyncio.timeout(REQUEST_S_MAX), self._session.post("/v1/rank", data=body) as answer:
-                await answer.read()
+                said = await answer.read()
+                if self._keeps and answer.status == 200:
+                    self.answers.append(json.loads(said))
                 return time.perf_counter() - due_s, answer.status
         except (TimeoutError, aiohttp.ClientError):
             return time.perf_counter() - due_s, 0
