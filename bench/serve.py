@@ -10,8 +10,8 @@ Reported: latencies at a rate, as medians of the runs; `max_rate_p99_10ms`, the 
 within 10 ms; `goodput_2x`, good answers a second at twice that rate; latencies as candidates grow; and what the service
 itself says of its stages. `orders`: the same requests to four services in turn, one that ranks no creatives (the prior
 chooses) and one for each `[creatives] order`, as ratios to the first of the same round. `swaps`: 100 swaps between two
-snapshots of the click model and then 10 rollbacks, while one request is asked again and again: each answer must be, whole,
-what one of the snapshots says.
+snapshots of the click model and then 10 rollbacks, while one request is asked again and again: each answer must be,
+whole, what one of the snapshots says.
 """
 
 from __future__ import annotations
