@@ -63,6 +63,8 @@ class RankAnswer(msgspec.Struct, frozen=True):
         degraded: Parts that were left out to answer in time: `users` (the feature store), `prerank`, `rank`.
         ignored_fields: Names in the request that no field has.
         inactive: Candidates that are not ranked because the catalog holds them as inactive.
+        arm: Which arm of an experiment answered: `champion`, `latest`, or `fallback` (the champion in place of the
+            latest model); empty without one.
     """
 
     request_id: str
@@ -72,6 +74,7 @@ class RankAnswer(msgspec.Struct, frozen=True):
     degraded: list[str] = []
     ignored_fields: list[str] = []
     inactive: list[str] = []
+    arm: str = ""
 
 
 class Impression(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="impression"):

@@ -309,6 +309,19 @@ class ServeSettings(_Section, frozen=True):
     api_keys_env: str = ""
 
 
+class SplitSettings(_Section, frozen=True):
+    """[split]: an experiment: a share of the users is answered by the newest model instead of the champion.
+
+    Attributes:
+        share: Of the users, in [0, 1); 0: no experiment. A request without a user is the champion's.
+        name: Of the experiment. Users are drawn by a hash of it and their id: with another name they are drawn anew,
+            independently. Change it with the share, or else some users are in both arms.
+    """
+
+    share: float = 0.0
+    name: str = ""
+
+
 class KafkaSettings(_Section, frozen=True):
     """[kafka]: the cluster; empty `bootstrap_servers` means the embedded broker.
 
@@ -438,6 +451,7 @@ class Settings(_Section, frozen=True):
     prerank: PrerankSettings = PrerankSettings()
     gate: GateSettings = GateSettings()
     serve: ServeSettings = ServeSettings()
+    split: SplitSettings = SplitSettings()
     kafka: KafkaSettings = KafkaSettings()
     store: StoreSettings = StoreSettings()
     registry: RegistrySettings = RegistrySettings()
@@ -645,6 +659,7 @@ def _check_values(settings: Settings) -> None:
         if level not in names:
             raise SettingsError(f'[priors] levels must name fields, got "{level}"; fields: {", ".join(sorted(names))}')
     _check_store(settings)
+    _check_split(settings)
     _check_kafka(settings)
     if settings.model.forget_min > settings.model.admit_min:
         _impossible("[model] forget_min", f"be <= admit_min ({settings.model.admit_min})", settings.model.forget_min)
@@ -696,6 +711,22 @@ def _check_kafka(settings: Settings) -> None:
         if name not in _SECURITY_KEYS:
             known = ", ".join(_SECURITY_KEYS)
             raise SettingsError(f'[kafka] security must hold known keys only, got "{name}"; known: {known}')
+
+
+def _check_split(settings: Settings) -> None:
+    split = settings.split
+    if not 0.0 <= split.share < 1.0:
+        _impossible("[split] share", "be in [0, 1): the rest is the champion's", split.share)
+    if (split.share or split.name) and not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", split.name):
+        raise SettingsError(
+            '[split] name must be letters, digits, ".", "_" or "-" where there is a share (it names the experiment, and'
+            f' users are drawn by it), got "{split.name}"'
+        )
+    if split.share and id_field(settings.fields, "user") is None:
+        raise SettingsError(
+            '[split] share must be 0 unless [[fields]] holds one of side = "user", kind = "category" (the user\'s id),'
+            f" because users are drawn by it, got {split.share}"
+        )
 
 
 def _check_store(settings: Settings) -> None:

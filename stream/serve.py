@@ -24,6 +24,7 @@ import uvicorn
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from prometheus_client import CollectorRegistry
 
+from features.fields import id_field
 from infra.metrics import ServeMetrics
 from infra.settings import Settings, api_key_hashes, registry_url
 from models.prerank.inputs import prerank_fields
@@ -32,11 +33,13 @@ from models.serving.admission import Admission
 from models.serving.app import make_app
 from models.serving.catalog import Catalog
 from models.serving.connection import Connection
+from models.serving.latest import LatestFollower
 from models.serving.pipeline import Pipeline, Rules, Sign
 from models.serving.prerank import Preranker
 from models.serving.rank import Scorer
 from models.serving.refresh import PrerankRefresher, Refresher
 from models.serving.schema import Limits, Readiness
+from models.serving.split import Split
 from models.serving.users import Users
 from models.swap import Holder
 from models.train import use_threads
@@ -123,6 +126,11 @@ def to_rules(settings: Settings) -> Rules:
     )
 
 
+def _split(settings: Settings) -> Split:
+    user = id_field(settings.fields, "user")
+    return Split(settings.split.name, settings.split.share, user.name if user else "")
+
+
 def _limits(settings: Settings) -> Limits:
     return Limits(
         candidates_max=settings.serve.candidates_max,
@@ -146,6 +154,8 @@ class _Service:
         self._catalog = Catalog(settings.fields)
         self.users = _users(settings, metrics)
         self._champions: dict[str, str] = {}  # by family
+        self._newest = ""  # of the click model's
+        latest: Holder[Scorer] = Holder()
         self._pipeline = Pipeline(
             settings.fields,
             holder=self._holder,
@@ -159,6 +169,8 @@ class _Service:
             sign=_signer(settings),
             is_replay=settings.kafka.clock == "replay",
             users=self.users,
+            split=_split(settings),
+            latest=latest,
         )
         self.prerank_refresher = PrerankRefresher(
             Registry(registry_url(settings)),
@@ -177,7 +189,9 @@ class _Service:
             evidence_min=settings.priors.evidence_min,
             counts_max=settings.priors.counts_max,
             sample=lambda: self._pipeline.sample,
+            latest=latest,
         )
+        self.latest_follower = LatestFollower(Registry(registry_url(settings)), self.refresher, metrics)
         self.app = make_app(
             self._pipeline,
             writer.publish,
@@ -219,8 +233,10 @@ class _Service:
                 continue
             self.metrics.records.labels("snapshots", "applied").inc()
             self._champions[said.family] = said.champion
+            if said.family == self.settings.model.family:
+                self._newest = said.latest
         if "snapshots" not in self._unread:
-            self._want_champions()
+            self._want_models()
 
     async def take_ads(self, records: list[Record]) -> None:
         """Put the ads into the catalog."""
@@ -259,14 +275,16 @@ class _Service:
     def _has_read(self, topic: str) -> None:
         self._unread.discard(topic)
         if topic == "snapshots":
-            self._want_champions()
+            self._want_models()
 
-    def _want_champions(self) -> None:
-        """Want what serves in each family; a pre-ranker only where the settings name one."""
+    def _want_models(self) -> None:
+        """Want what serves in each family; a pre-ranker, or the newest model, only where the settings ask for one."""
         if champion := self._champions.get(self.settings.model.family):
             self.refresher.want(champion)
         if self.settings.prerank.network and (champion := self._champions.get(self.settings.prerank.family)):
             self.prerank_refresher.want(champion)
+        if self.settings.split.share and self._newest:
+            self.latest_follower.want(self._newest)
 
     def _refuse(self, topic: str, record: Record, error: Exception) -> None:
         self.metrics.records.labels(topic, "refused").inc()
@@ -283,7 +301,8 @@ async def _run(
         "catalog": service.take_ads,
         "prior-updates": service.take_counts,
     }
-    background = [asyncio.create_task(one.run()) for one in (service.refresher, service.prerank_refresher)]
+    followers = (service.refresher, service.prerank_refresher, service.latest_follower)
+    background = [asyncio.create_task(one.run()) for one in followers]
     opening = asyncio.create_task(service.users.open()) if service.users else None
     background += [asyncio.create_task(service.follow(name, options, take)) for name, take in takes.items()]
     serving = asyncio.create_task(server.serve(sockets=[listener]))

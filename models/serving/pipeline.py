@@ -27,6 +27,7 @@ from models.serving.creatives import choose_creatives
 from models.serving.prerank import Preranker, item_slots, prior_rates
 from models.serving.rank import Scorer, Scores, best_first
 from models.serving.schema import Clean, ClientEvent, RankAnswer, RankedAd, RankQuery, Served
+from models.serving.split import Split
 from models.serving.users import Users
 from models.swap import Holder
 
@@ -98,6 +99,8 @@ class Pipeline:
         sign: Sign,
         is_replay: bool = False,
         users: Users | None = None,
+        split: Split | None = None,
+        latest: Holder[Scorer] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Keep the parts.
@@ -108,6 +111,8 @@ class Pipeline:
             new_id: Makes a request_id that nobody has used.
             sign: Makes the token of a place in an answer.
             users: What is known of users beside what a caller says; None: nothing.
+            split: The experiment; None: the champion answers everything.
+            latest: What answers in its other arm.
             clock: Seconds that pass while a request is worked on.
         """
         self._fields = fields
@@ -127,6 +132,8 @@ class Pipeline:
         self._new_id = new_id
         self._sign = sign
         self._users = users
+        self._split = split or Split()
+        self._latest: Holder[Scorer] = latest or Holder()
         self._clock = clock
         self._reader = RankReader(fields, candidates_max=rules.candidates_max, top=rules.top, is_replay=is_replay)
 
@@ -142,14 +149,17 @@ class Pipeline:
         if scorer is None:
             raise Unavailable("snapshot", "none has been announced yet, or none could be loaded")
         query = self._reader.read(body)
+        arm, scorer = self._split.choose(query.values, scorer, self._latest.current)
         time_s = self._now_s() if query.time_s is None else query.time_s
         self._metrics.candidates.observe(len(query.ids))
         values, is_without = await self._complete(query.values, time_s)
-        work = _Work(query, values, self._encoder.keys(values), scorer, preranker, time_s, begun_s)
+        work = _Work(query, values, self._encoder.keys(values), scorer, preranker, time_s, begun_s, arm)
         work.degraded += ["users"] if is_without else []
         served, answer = self._answer(work)
         for part in answer.degraded:
             self._metrics.degraded.labels(part).inc()
+        if arm:
+            self._metrics.arms.labels(arm).inc()
         scored_s = self._clock()
         if served.ads:
             await self._publish(served)
@@ -198,9 +208,18 @@ class Pipeline:
             degraded=work.degraded,
             ignored_fields=query.ignored_fields,
             inactive=found.inactive,
+            arm=work.arm,
         )
         shown = [kept[index] for index in order]
-        served = Served(request_id, work.time_s, work.values, found.ads(shown), work.scorer.version)
+        served = Served(
+            request_id,
+            work.time_s,
+            work.values,
+            found.ads(shown),
+            work.scorer.version,
+            split=self._split.name if work.arm else "",
+            arm=work.arm,
+        )
         return self._with_others(served, found, kept, {*shown}, seed), answer
 
     def _prerank(self, work: _Work, found: Resolved) -> list[int]:
@@ -284,5 +303,6 @@ class _Work:
     preranker: Preranker | None
     time_s: float
     begun_s: float
+    arm: str
     prerank: str = ""
     degraded: list[str] = field(default_factory=list)

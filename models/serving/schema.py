@@ -166,6 +166,8 @@ class RankAnswer(msgspec.Struct, frozen=True):
             all were ranked.
         degraded: Parts that were left out to answer in time: `users` (the feature store), `prerank`, `rank`.
         inactive: Candidates that the catalog holds as inactive; they are not ranked.
+        arm: Which arm of the experiment answered, `champion` or `latest`; `fallback`: the champion in place of the
+            newest model, which could not be had. Empty without an experiment.
     """
 
     request_id: str
@@ -175,6 +177,7 @@ class RankAnswer(msgspec.Struct, frozen=True):
     degraded: list[str] = []
     ignored_fields: list[str] = []
     inactive: list[str] = []
+    arm: str = ""
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -184,6 +187,8 @@ class Served(msgspec.Struct, frozen=True):
         ads: What was shown, best first.
         ranked: What was ranked and not shown.
         sampled: Of the candidates that were not ranked, those that were drawn with the probability `sample_rate`.
+        split: Name of the experiment; empty without one.
+        arm: As in the answer.
     """
 
     request_id: str
@@ -194,6 +199,8 @@ class Served(msgspec.Struct, frozen=True):
     ranked: list[Ad] = []
     sampled: list[Ad] = []
     sample_rate: float = 1.0
+    split: str = ""
+    arm: str = ""
 
 
 class Health(msgspec.Struct, frozen=True):
