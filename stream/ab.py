@@ -45,7 +45,7 @@ class ArmSums:
             since_s: Event time; what was shown before does not count.
         """
         user = id_field(fields, "user")
-        assert user is not None, "who asks has checked that"
+        assert user is not None, "check_split asks for a user id"
         self._user = user.column
         self._name = name
         self._since_s = since_s
@@ -124,6 +124,19 @@ class _Totals:
         return rows.group_by(self._keys).agg(pl.col("impressions").sum(), pl.col("clicks").sum())
 
 
+def check_split(settings: Settings) -> None:
+    """Check that there is, or was, an experiment: SettingsError if not."""
+    if not settings.split.name:
+        raise SettingsError(
+            "[split] name must be that of the experiment to compare, got none; set it and [split] share, and restart"
+            " `freshrank serve` to begin one"
+        )
+    if id_field(settings.fields, "user") is None:
+        raise SettingsError(
+            '[[fields]] must hold one of side = "user", kind = "category" (the user\'s id) to compare arms, got none'
+        )
+
+
 async def compare_arms(
     settings: Settings,
     cluster: Cluster,
@@ -140,13 +153,9 @@ async def compare_arms(
         on_progress: Called with what has been done.
 
     Raises:
-        SettingsError: If there is no experiment, or nothing to compare yet.
+        SettingsError: As `check_split`; or if there is nothing to compare yet.
     """
-    if not settings.split.name or id_field(settings.fields, "user") is None:
-        raise SettingsError(
-            "[split] name must be that of the experiment to compare, got none; set it and [split] share, and restart"
-            " `freshrank serve` to begin one"
-        )
+    check_split(settings)
     sums = ArmSums(settings.fields, settings.split.name, -np.inf if since_s is None else since_s)
     n_rows = 0
 

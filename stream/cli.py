@@ -491,7 +491,7 @@ def ab(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Compare the two arms of the experiment of [split]: click rates by user, and whether users were drawn fairly.
+    """Compare the two arms of an experiment: click rates by user, and whether users were drawn as they were to be.
 
     It reads `examples` from its beginning to its end, so only impressions that have settled. Users were drawn, and all
     intervals and the p-value are over users. They hold for one look that was planned: who looks every day and stops at
@@ -500,9 +500,10 @@ def ab(
     """
     with _clear_errors():
         settings = read_settings(config)
-        from stream.ab import compare_arms
+        from stream.ab import check_split, compare_arms
         from stream.roles import find_cluster
 
+        check_split(settings)
         since_s = _moment_s("--since", since)
         with _status("ab") as status:
             found = asyncio.run(compare_arms(settings, find_cluster(settings), since_s=since_s, on_progress=status))
