@@ -38,7 +38,8 @@ class RankedAd(msgspec.Struct, frozen=True):
         bid_micros: What a click of it is worth, in millionths.
         ecpm_micros: What a thousand impressions are expected to be worth: by this ads are ordered.
         creative_id: The creative that it is to be shown with; empty where it has none.
-        propensity: Probability with which that creative was chosen; to be sent back with its impression.
+        propensity: Probability with which this ad was in the list, times that with which this creative was chosen; to
+            be sent back with its impression.
         token: To be sent back with its impression and its click; empty where none is demanded.
     """
 
@@ -66,6 +67,8 @@ class RankAnswer(msgspec.Struct, frozen=True):
             `creatives`.
         ignored_fields: Names in the request that no field has.
         inactive: Candidates that are not ranked because the catalog holds them as inactive.
+        arm: Which arm of an experiment answered: `champion`, `latest`, or `fallback` (the champion in place of the
+            latest model); empty without one.
     """
 
     request_id: str
@@ -76,6 +79,7 @@ class RankAnswer(msgspec.Struct, frozen=True):
     degraded: list[str] = []
     ignored_fields: list[str] = []
     inactive: list[str] = []
+    arm: str = ""
 
 
 class Impression(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="impression"):

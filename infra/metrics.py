@@ -73,6 +73,8 @@ TRAIN_FIGURES = {
 DEGRADED = ("users", "prerank", "rank", "creatives")
 USER_READS = ("found", "missing", "too_old", "slow", "away")
 TASKS = ("click", "prerank", "creatives")
+FOLLOWED_MODELS = ("click", "latest", "prerank", "creatives")  # `latest`: the newest click model, beside the champion
+ARMS = ("champion", "latest", "fallback")
 TRAIN_VALUES = ("counted", "with_row")
 VALUE_LIMITS = ("counts_max", "values_max")
 DECISIONS = ("warmup", "promote", "hold", "reject", "rollback")
@@ -141,6 +143,13 @@ class ServeMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.arms = Counter(
+            "freshrank_split_requests_total",
+            "Ranking requests of an experiment by the arm that answered them",
+            ["arm"],
+            registry=registry,
+        )
+        _preset(self.arms, ARMS)
         _preset(self.degraded, DEGRADED)
         _preset(self.user_reads, USER_READS)
         self.events = Counter(
@@ -194,7 +203,7 @@ class ServeMetrics:
             ["topic"],
             registry=registry,
         )
-        _preset(self.snapshots, TASKS, SNAPSHOT_OUTCOMES)
+        _preset(self.snapshots, FOLLOWED_MODELS, SNAPSHOT_OUTCOMES)
         _preset(self.records, FOLLOWED, RECORD_OUTCOMES)
         _preset(self.failures, FOLLOWED)
 

@@ -318,6 +318,7 @@ class ServeSettings(_Section, frozen=True):
         deadline_s: How long after a request was taken up its ranking may begin; later it is left out and candidates
             keep the order of their priors, and so is pre-ranking after half of that. The answer says so (`degraded`).
         explore: Share of creatives that are drawn evenly instead of the best by what is known; in [0, 1].
+        explore_ads: Share of requests that are shown ads as Thompson sampling draws them; in [0, 1].
         api_keys_env: The variable that holds the hashes of the keys that callers may have (`freshrank key`), with
             commas between; empty: callers need no key.
     """
@@ -333,7 +334,21 @@ class ServeSettings(_Section, frozen=True):
     stale_s: float = 1.0
     deadline_s: float = 0.1
     explore: float = 0.1
+    explore_ads: float = 0.0
     api_keys_env: str = ""
+
+
+class SplitSettings(_Section, frozen=True):
+    """[split]: an experiment: a share of the users is answered by the newest model instead of the champion.
+
+    Attributes:
+        share: Of the users, in [0, 1); 0: no experiment. A request without a user is the champion's.
+        name: Of the experiment. Users are drawn by a hash of it and their id: with another name they are drawn anew,
+            independently. Change it with the share, or else some users are in both arms.
+    """
+
+    share: float = 0.0
+    name: str = ""
 
 
 class KafkaSettings(_Section, frozen=True):
@@ -466,6 +481,7 @@ class Settings(_Section, frozen=True):
     creatives: CreativeSettings = CreativeSettings()
     gate: GateSettings = GateSettings()
     serve: ServeSettings = ServeSettings()
+    split: SplitSettings = SplitSettings()
     kafka: KafkaSettings = KafkaSettings()
     store: StoreSettings = StoreSettings()
     registry: RegistrySettings = RegistrySettings()
@@ -679,6 +695,7 @@ def _check_values(settings: Settings) -> None:
         if level not in names:
             raise SettingsError(f'[priors] levels must name fields, got "{level}"; fields: {", ".join(sorted(names))}')
     _check_store(settings)
+    _check_split(settings)
     _check_kafka(settings)
     if settings.model.forget_min > settings.model.admit_min:
         _impossible("[model] forget_min", f"be <= admit_min ({settings.model.admit_min})", settings.model.forget_min)
@@ -730,6 +747,22 @@ def _check_kafka(settings: Settings) -> None:
         if name not in _SECURITY_KEYS:
             known = ", ".join(_SECURITY_KEYS)
             raise SettingsError(f'[kafka] security must hold known keys only, got "{name}"; known: {known}')
+
+
+def _check_split(settings: Settings) -> None:
+    split = settings.split
+    if not 0.0 <= split.share < 1.0:
+        _impossible("[split] share", "be in [0, 1): the rest is the champion's", split.share)
+    if (split.share or split.name) and not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", split.name):
+        raise SettingsError(
+            '[split] name must be letters, digits, ".", "_" or "-" where there is a share (it names the experiment, and'
+            f' users are drawn by it), got "{split.name}"'
+        )
+    if split.share and id_field(settings.fields, "user") is None:
+        raise SettingsError(
+            '[split] share must be 0 unless [[fields]] holds one of side = "user", kind = "category" (the user\'s id),'
+            f" because users are drawn by it, got {split.share}"
+        )
 
 
 def _check_store(settings: Settings) -> None:
@@ -878,7 +911,7 @@ _AT_LEAST_ZERO = {  # and >= 0
     "prerank": ("rows_max", "gate_penalty"),
     "creatives": ("rows_max",),
     "gate": ("margin", "slice_margin", "rollback_wait", "clicks_min"),
-    "serve": ("port", "queue_max", "explore"),
+    "serve": ("port", "queue_max", "explore", "explore_ads"),
     "kafka": ("max_delay_s", "max_ahead_s", "retention_s"),
 }
 
@@ -901,6 +934,7 @@ def _check_positive(settings: Settings) -> None:
             _impossible(key, "be >= 0", value)
     for key, value, most in (
         ("[serve] explore", settings.serve.explore, 1.0),
+        ("[serve] explore_ads", settings.serve.explore_ads, 1.0),
         ("[prerank] sample_rate", settings.prerank.sample_rate, 1.0),
         ("[serve] port", settings.serve.port, 65_535),
         ("[kafka] partitions", settings.kafka.partitions, PARTITIONS_MAX),

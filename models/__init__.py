@@ -21,6 +21,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     prerank/ C from thousands of candidates to hundreds: learnt as another task
     strategies/ C what a backtest compares: ours, and outside controls
     comparison.py C how strategies compare on the same rows
+    arms.py C how the two arms of an experiment compare
     ope/ C what another way of choosing would have been worth
     creatives/ C which of an ad's creatives to show
     leaks/ C what leaks from test to train in a log

@@ -23,7 +23,7 @@ class Holder(Generic[T]):
         """What serves now."""
         return self._current
 
-    def swap(self, new: T) -> T | None:
-        """Let something new serve and return what served before."""
+    def swap(self, new: T | None) -> T | None:
+        """Let something new serve, or nothing, and return what served before."""
         before, self._current = self._current, new
         return before

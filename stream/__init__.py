@@ -42,6 +42,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     compare/ E many strategies over one file, each predicting a slide before it learns it
     leakcheck.py E what leaks from test to train in a log
     ope.py E what other ways of choosing would have been worth on a log
+    ab.py E what the arms of an experiment came to
     dlq.py E dead letters: reading them, sending them again
     audit/ E the labels worked out a second time, and compared
     catalog_command.py E ads from a file to the catalog, and what stands there

@@ -26,6 +26,7 @@ _HEADER_KEY = b"freshrank"
 _CANDIDATES = "candidates"
 _IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 _T = TypeVar("_T", bound=msgspec.Struct)
+ARM_COLUMNS = {"split": pa.string(), "arm": pa.string(), "snapshot": pa.string()}  # empty where a row has no arm
 ARROW_TYPES = {"category": pa.string(), "categories": pa.list_(pa.string()), "number": pa.float64()}
 
 
@@ -142,7 +143,10 @@ class Header(msgspec.Struct, frozen=True):
 
 
 def row_schema(fields: Sequence[Field]) -> pa.Schema:
-    """Return the columns of a block of examples: one row per settled impression."""
+    """Return the columns of a block of examples: one row per settled impression.
+
+    `ARM_COLUMNS` follow where a row of the block has an arm; a log without any has the blocks that it had before arms.
+    """
     columns = [
         ("request_id", pa.string()),
         ("position", pa.int32()),
@@ -191,7 +195,7 @@ def to_batch(columns: Columns, schema: pa.Schema) -> pa.RecordBatch:
 
 def encode_block(header: Header, columns: Columns, schema: pa.Schema) -> bytes:
     """Return the bytes of a block of examples."""
-    return _to_ipc(to_batch(columns, schema), header)
+    return _to_ipc(to_batch(columns, _with_arms(schema, columns)), header)
 
 
 def encode_chains(header: Header, chains: Chains, schema: tuple[pa.Schema, pa.Schema]) -> bytes:
@@ -204,9 +208,13 @@ def encode_chains(header: Header, chains: Chains, schema: tuple[pa.Schema, pa.Sc
 
 def to_frame(columns: Columns, schema: pa.Schema) -> pl.DataFrame:
     """Return what `decode_block` gives for a closed block, without going through bytes."""
-    frame = pl.from_arrow(pa.Table.from_batches([to_batch(columns, schema)]))
+    frame = pl.from_arrow(pa.Table.from_batches([to_batch(columns, _with_arms(schema, columns))]))
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _with_arms(schema: pa.Schema, columns: Columns) -> pa.Schema:
+    return pa.schema([*schema, *ARM_COLUMNS.items()]) if "arm" in columns else schema
 
 
 def decode_header(data: bytes) -> Header:
@@ -219,7 +227,7 @@ def decode_header(data: bytes) -> Header:
 
 
 def decode_block(data: bytes) -> tuple[Header, pl.DataFrame]:
-    """Return a block of examples as its header and a frame with the columns of `row_schema`.
+    """Return a block of examples as its header and a frame with the columns of `row_schema`, or also of `ARM_COLUMNS`.
 
     Raises:
         BlockError: If the bytes are no block of a version that this program reads.

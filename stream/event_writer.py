@@ -89,7 +89,8 @@ def to_event(event: Served | ClientEvent) -> events.Request | events.Impression 
         candidates += [_candidate(ad, RANKED, 1.0) for ad in event.ranked]
         candidates += [_candidate(ad, MATCHED, event.sample_rate) for ad in event.sampled]
         values = cast(dict[str, events.Value], event.values)
-        return events.Request(event.request_id, event.time_s, candidates, values, event.snapshot)
+        served = (event.snapshot, event.split, event.arm)
+        return events.Request(event.request_id, event.time_s, candidates, values, *served)
     assert event.time_s is not None, "the reader of bodies fills in the time"
     ids = (event.request_id, event.ad_id, event.position, event.time_s)
     if isinstance(event, Impression):

@@ -48,6 +48,8 @@ class Request(msgspec.Struct, frozen=True, tag_field="type", tag="request", omit
         values: User and context values by field name.
         candidates: The ads, those shown first and in order of position, then others that were considered.
         snapshot: Version of the snapshot that ranked them; empty in a replay.
+        split: Name of the experiment that its user took part in; empty: none.
+        arm: Which arm of it answered.
     """
 
     request_id: str
@@ -55,6 +57,8 @@ class Request(msgspec.Struct, frozen=True, tag_field="type", tag="request", omit
     candidates: list[Candidate]
     values: dict[str, Value] = {}
     snapshot: str = ""
+    split: str = ""
+    arm: str = ""
     v: int = VERSION
 
 

@@ -17,7 +17,7 @@ from models.click_task import ClickTask
 from models.prerank.task import CANDIDATE, PrerankTask, chain_rows, exposed_rows
 from models.task import Task
 from models.window import SOURCE, fit_columns
-from stream.blocks import Header, decode_block, decode_chains
+from stream.blocks import ARM_COLUMNS, Header, decode_block, decode_chains
 from stream.plan import new_creative_plan, new_plan, new_prerank_plan
 
 Kind = Literal["click", "prerank", "creatives"]
@@ -130,7 +130,7 @@ def example_decoder(fields: tuple[Field, ...]) -> Callable[[bytes], tuple[Header
 
     def decode(value: bytes) -> tuple[Header, pl.DataFrame]:
         header, frame = decode_block(value)
-        return header, fit_columns(frame, fields)
+        return header, fit_columns(frame.drop(ARM_COLUMNS, strict=False), fields)  # arms are not learnt from
 
     return decode
 

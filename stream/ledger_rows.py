@@ -11,9 +11,10 @@ from itertools import chain
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.fields import Field, raw_fields
-from stream.blocks import REQUEST_SIDES, Chains, Columns
+from stream.blocks import ARM_COLUMNS, REQUEST_SIDES, Chains, Columns
 from stream.events import Candidate, EventError, Request, Value
 from stream.slabs import Cells, Slab, Slabs
 
@@ -128,8 +129,13 @@ Left = tuple[Row, str, float, KnownRequest]
 
 def ad_bytes(request: Request) -> list[int]:
     """Return about how many bytes a row of each candidate adds to a block, never far too few."""
-    of_request = 100 + _values_bytes(request.values)
+    of_request = 100 + _values_bytes(request.values) + sum(map(len, _arm_cells(request)))
     return [of_request + _values_bytes(candidate.values) for candidate in request.candidates]
+
+
+def _arm_cells(request: Request) -> tuple[str, str, str]:
+    """Return what a request says in `ARM_COLUMNS`: nothing without an arm."""
+    return (request.split, request.arm, request.snapshot) if request.arm else ("", "", "")
 
 
 def _values_bytes(values: dict[str, Value]) -> int:
@@ -148,12 +154,12 @@ class RowColumns:
         raw = raw_fields(fields)
         of_requests = [field for field in raw if field.side in REQUEST_SIDES]
         of_ads = [field for field in raw if field.side not in REQUEST_SIDES]
-        self._requests = Slabs({"request_id": pa.string(), "time_s": pa.float64()}, of_requests)
+        self._requests = Slabs({"request_id": pa.string(), "time_s": pa.float64(), **ARM_COLUMNS}, of_requests)
         self._ads = Slabs({"ad_id": pa.string(), "stage": pa.string(), "sample_rate": pa.float64()}, of_ads)
 
     def request_cells(self, event: Request) -> Cells:
         """Return what rows and chains take from a request itself."""
-        return (event.request_id, event.time_s, *map(event.values.get, self._requests.names))
+        return (event.request_id, event.time_s, *_arm_cells(event), *map(event.values.get, self._requests.names))
 
     def check_request(self, cells: Cells) -> None:
         """Check the user's and the context's values: EventError `bad_value` if one is not of its field's kind."""
@@ -170,7 +176,7 @@ class RowColumns:
         return *self._requests.add([cells]), *self._ads.add(ads)
 
     def examples(self, left: Sequence[Left]) -> Columns:
-        """Return rows that left in the columns of `row_schema`."""
+        """Return rows that left in the columns of `row_schema`; those of `ARM_COLUMNS` if one has an arm."""
         rows, kinds, settled_s, requests = zip(*left, strict=True) if left else ((), (), (), ())
         of_requests = self._requests.take([one.slab for one in requests], [one.place for one in requests])
         places = [request.first_ad + row.candidate for row, request in zip(rows, requests, strict=True)]
@@ -185,6 +191,8 @@ class RowColumns:
             "source_partition": self._partitions(len(rows)),
             "source_offset": [row.offset for row in rows],
         }
+        if not any(pc.unique(of_requests["arm"]).to_pylist() if rows else ()):
+            of_requests = {name: column for name, column in of_requests.items() if name not in ARM_COLUMNS}
         return of_requests | of_ads | of_rows
 
     def chains(self, requests: Sequence[KnownRequest]) -> Chains:

@@ -25,6 +25,7 @@ import uvicorn
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from prometheus_client import CollectorRegistry
 
+from features.fields import id_field
 from infra.metrics import ServeMetrics
 from infra.settings import Settings, api_key_hashes, registry_url
 from models.prerank.inputs import creative_fields, prerank_fields
@@ -33,11 +34,13 @@ from models.serving.admission import Admission
 from models.serving.app import make_app
 from models.serving.catalog import Catalog
 from models.serving.connection import Connection
+from models.serving.latest import LatestFollower
 from models.serving.pipeline import Pipeline, Rules, Sign
 from models.serving.prerank import Preranker
 from models.serving.rank import Scorer
 from models.serving.refresh import PrerankRefresher, Refresher
 from models.serving.schema import Limits, Readiness
+from models.serving.split import Split
 from models.serving.users import Users
 from models.swap import Holder
 from models.train import use_threads
@@ -121,9 +124,15 @@ def to_rules(settings: Settings) -> Rules:
         keep=settings.prerank.keep,
         sample_rate=settings.prerank.sample_rate if settings.prerank.network else None,
         explore=settings.serve.explore,
+        explore_ads=settings.serve.explore_ads,
         creatives=settings.creatives.order,
         deadline_s=settings.serve.deadline_s,
     )
+
+
+def _split(settings: Settings) -> Split:
+    user = id_field(settings.fields, "user")
+    return Split(settings.split.name, settings.split.share, user.name if user else "")
 
 
 def _limits(settings: Settings) -> Limits:
@@ -150,6 +159,8 @@ class _Service:
         self._catalog = Catalog(settings.fields)
         self.users = _users(settings, metrics)
         self._champions: dict[str, str] = {}  # by family
+        self._newest = ""  # of the click model's
+        latest: Holder[Scorer] = Holder()
         self._pipeline = Pipeline(
             settings.fields,
             holder=self._holder,
@@ -164,6 +175,8 @@ class _Service:
             sign=_signer(settings),
             is_replay=settings.kafka.clock == "replay",
             users=self.users,
+            split=_split(settings),
+            latest=latest,
         )
         self.prerank_refresher = PrerankRefresher(
             Registry(registry_url(settings)),
@@ -192,8 +205,10 @@ class _Service:
             evidence_min=settings.priors.evidence_min,
             counts_max=settings.priors.counts_max,
             sample=lambda: self._pipeline.sample,
+            latest=latest,
         )
-        self.followers = (self.refresher, self.prerank_refresher, self.creative_refresher)
+        self.latest_follower = LatestFollower(Registry(registry_url(settings)), self.refresher, metrics)
+        self.followers = (self.refresher, self.prerank_refresher, self.creative_refresher, self.latest_follower)
         self.app = make_app(
             self._pipeline,
             writer.publish,
@@ -235,8 +250,10 @@ class _Service:
                 continue
             self.metrics.records.labels("snapshots", "applied").inc()
             self._champions[said.family] = said.champion
+            if said.family == self.settings.model.family:
+                self._newest = said.latest
         if "snapshots" not in self._unread:
-            self._want_champions()
+            self._want_models()
 
     async def take_ads(self, records: list[Record]) -> None:
         """Put the ads into the catalog."""
@@ -277,18 +294,20 @@ class _Service:
     def _has_read(self, topic: str) -> None:
         self._unread.discard(topic)
         if topic == "snapshots":
-            self._want_champions()
+            self._want_models()
         if not self._unread:
             gc.freeze()  # the ads and counts that are there stay: no request is to wait while they are scanned
 
-    def _want_champions(self) -> None:
-        """Want what serves in each family; a pre-ranker only where the settings name one."""
+    def _want_models(self) -> None:
+        """Want what serves in each family; a pre-ranker, or the newest model, only where the settings ask for one."""
         if champion := self._champions.get(self.settings.model.family):
             self.refresher.want(champion)
         if self.settings.prerank.network and (champion := self._champions.get(self.settings.prerank.family)):
             self.prerank_refresher.want(champion)
         if self.settings.creatives.network and (champion := self._champions.get(self.settings.creatives.family)):
             self.creative_refresher.want(champion)
+        if self.settings.split.share and self._newest:
+            self.latest_follower.want(self._newest)
 
     def _refuse(self, topic: str, record: Record, error: Exception) -> None:
         self.metrics.records.labels(topic, "refused").inc()

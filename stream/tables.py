@@ -68,6 +68,31 @@ def policy_table(found: dict[str, Any]) -> Table:
     return table
 
 
+def arm_table(found: dict[str, Any]) -> Table:
+    """Return the table of `freshrank ab`: click rates in per cent, with intervals of 95 % over users."""
+    table = Table("arm", "users", "requests", "impressions", "clicks", "click rate", title="click rates in per cent")
+    for arm, one in found["arms"].items():
+        counts = (f"{one[name]:,}" for name in ("users", "requests", "impressions", "clicks"))
+        table.add_row(arm, *counts, _interval(one["ctr"]))
+    return table
+
+
+def arm_lines(found: dict[str, Any]) -> Iterator[str]:
+    """Yield what `freshrank ab` says below its table."""
+    difference, draw = found["difference"], found["draw"]
+    p_value = "–" if difference["p_value"] is None else f"{difference['p_value']:.3g}"
+    yield f"difference: {_interval(difference['absolute'])} per cent points"
+    yield f"relative difference: {_interval(difference['relative'])} per cent; p = {p_value}"
+    if draw is not None:
+        shares = f"{100 * draw['observed']:.2f} per cent of the users, {100 * draw['expected']:g} were to be"
+        yield f"draw: {shares}; p = {draw['p_value']:.3g}"
+
+
+def _interval(found: dict[str, float | None]) -> str:
+    mean, lower, upper = ("–" if one is None else f"{100 * one:.3f}" for one in found.values())
+    return f"{mean} ({lower} to {upper})"
+
+
 def _rate(estimate: dict[str, Any]) -> str:
     rate = "–" if estimate["rate"] is None else f"{100 * estimate['rate']:.3f}"
     return f"{rate} ({100 * estimate['lower']:.3f} to {100 * estimate['upper']:.3f})"

@@ -8,9 +8,12 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     rank.py C candidates to probabilities to an order
     prerank.py C thousands of candidates to hundreds
     creatives.py C which creative an ad is shown with
+    explore.py C which ads are shown although others look better
+    split.py C which arm of an experiment answers
     users.py E what is known of a user beyond what the caller says
     pipeline.py E one request from candidates to answer
     refresh.py E brings new snapshots in
+    latest.py E brings the newest model in beside the champion
     keys.py C who may ask
     admission.py E the queue in front of ranking
     routes.py C the routes, their codes and types

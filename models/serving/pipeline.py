@@ -22,13 +22,16 @@ import xxhash
 
 from features.encode import Keys, ValueEncoder, join_keys
 from features.fields import Field, raw_fields
+from features.priors import Floats
 from infra.metrics import ServeMetrics
 from models.serving.bodies import RankReader
 from models.serving.catalog import BID_MICROS, Catalog, Held, Resolved
 from models.serving.creatives import Choice, choose_by_prior, choose_by_scores
-from models.serving.prerank import Preranker, item_slots, prior_rates
+from models.serving.explore import draw_list
+from models.serving.prerank import Preranker, item_slots, prior_posterior, prior_rates
 from models.serving.rank import Scorer, Scores, best_first
 from models.serving.schema import Clean, ClientEvent, RankAnswer, RankedAd, RankQuery, Served
+from models.serving.split import Split
 from models.serving.users import Users
 from models.swap import Holder
 
@@ -66,6 +69,7 @@ class Rules(msgspec.Struct, frozen=True):
         sample_rate: Share of those that were not ranked which the request's record holds beside those that were; None:
             it holds what was shown.
         explore: Share of creatives that are drawn evenly.
+        explore_ads: Share of requests whose list of ads is drawn; see models/serving/explore.py.
         creatives: When a creative ranker ranks: beside the ad ranker, before or behind it.
         deadline_s: After how much time ranking is left out; pre-ranking after half of it.
     """
@@ -75,6 +79,7 @@ class Rules(msgspec.Struct, frozen=True):
     keep: int
     sample_rate: float | None
     explore: float
+    explore_ads: float
     creatives: Literal["parallel", "pre", "post"]
     deadline_s: float
 
@@ -104,6 +109,8 @@ class Pipeline:
         sign: Sign,
         is_replay: bool = False,
         users: Users | None = None,
+        split: Split | None = None,
+        latest: Holder[Scorer] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Keep the parts.
@@ -114,6 +121,8 @@ class Pipeline:
             new_id: Makes a request_id that nobody has used.
             sign: Makes the token of a place in an answer.
             users: What is known of users beside what a caller says; None: nothing.
+            split: The experiment; None: the champion answers everything.
+            latest: What answers in its other arm.
             clock: Seconds that pass while a request is worked on.
         """
         self._fields = fields
@@ -136,6 +145,8 @@ class Pipeline:
         self._new_id = new_id
         self._sign = sign
         self._users = users
+        self._split = split or Split()
+        self._latest: Holder[Scorer] = latest or Holder()
         self._clock = clock
         self._reader = RankReader(fields, candidates_max=rules.candidates_max, top=rules.top, is_replay=is_replay)
 
@@ -155,14 +166,19 @@ class Pipeline:
         if scorer is None:
             raise Unavailable("snapshot", "none has been announced yet, or none could be loaded")
         query = self._reader.read(body)
+        arm, scorer = self._split.choose(query.values, scorer, self._latest.current)
         time_s = self._now_s() if query.time_s is None else query.time_s
         self._metrics.candidates.observe(len(query.ids))
         values, is_without = await self._complete(query.values, time_s)
-        work = _Work(query, values, self._encoder.keys(values), scorer, preranker, creative_ranker, time_s, begun_s)
+        work = _Work(
+            query, values, self._encoder.keys(values), scorer, preranker, creative_ranker, time_s, begun_s, arm
+        )
         work.degraded += ["users"] if is_without else []
         served, answer = self._answer(work)
         for part in answer.degraded:
             self._metrics.degraded.labels(part).inc()
+        if arm:
+            self._metrics.arms.labels(arm).inc()
         scored_s = self._clock()
         if served.ads:
             await self._publish(served)
@@ -188,7 +204,7 @@ class Pipeline:
         self._choose(work, found, kept, seed)
         pctrs = self._rank(work, found, kept)
         bids = np.array([held.bid_micros if (held := found.held[index]) else BID_MICROS for index in kept], np.float64)
-        order = best_first(pctrs * bids, query.top).tolist()
+        order, propensities = self._order(work, found, kept, pctrs * bids, seed)
         shown = [kept[index] for index in order]
         self._choose_again(work, found, shown, seed)
         ranked = [
@@ -200,7 +216,7 @@ class Pipeline:
                 bid_micros=int(bids[index]),
                 ecpm_micros=float(pctrs[index] * bids[index] * 1000.0),
                 creative_id=one.creative_id if (one := found.chosen.get(kept[index])) else "",
-                propensity=work.propensities.get(kept[index], 1.0),
+                propensity=propensities[position] * work.propensities.get(kept[index], 1.0),
                 token=self._sign(request_id, ad_id, position, work.time_s),
             )
             for position, index in enumerate(order)
@@ -214,8 +230,17 @@ class Pipeline:
             degraded=work.degraded,
             ignored_fields=query.ignored_fields,
             inactive=found.inactive,
+            arm=work.arm,
         )
-        served = Served(request_id, work.time_s, work.values, found.ads(shown), work.scorer.version)
+        served = Served(
+            request_id,
+            work.time_s,
+            work.values,
+            found.ads(shown),
+            work.scorer.version,
+            split=self._split.name if work.arm else "",
+            arm=work.arm,
+        )
         return self._with_others(served, found, kept, {*shown}, seed), answer
 
     def _prerank(self, work: _Work, found: Resolved) -> list[int]:
@@ -275,6 +300,18 @@ class Pipeline:
         choice = choose_by_prior(table, self._fields, keys, time_s=time_s, explore=explore, seed=seed)
         self._show_with(work, found, work.places, choice)
         work.creatives = "prior"
+
+    def _order(
+        self, work: _Work, found: Resolved, kept: list[int], values: Floats, seed: int
+    ) -> tuple[list[int], list[float]]:
+        """Return which of the ranked candidates are shown, best first, and the propensity of each."""
+        explore, ids = self._rules.explore_ads, [found.ids[index] for index in kept]
+        nothing = np.zeros(0)
+        posterior = (
+            prior_posterior(work.scorer.table, self._fields, ids, work.time_s) if explore else (nothing, nothing)
+        )
+        order, propensities = draw_list(values, posterior, top=work.query.top, explore=explore, seed=seed)
+        return order.tolist(), propensities.tolist()
 
     def _choose_again(self, work: _Work, found: Resolved, shown: list[int], seed: int) -> None:
         """Let a ranker that ranks beside or behind the ads choose the creatives of those that are shown."""
@@ -344,6 +381,7 @@ class _Work:
     creative_ranker: Preranker | None
     time_s: float
     begun_s: float
+    arm: str
     prerank: str = ""
     creatives: str = ""
     places: list[int] = field(default_factory=list)  # of the candidates whose creative is to be chosen

@@ -24,7 +24,7 @@ from torch.nn import functional
 from features.encode import Keys, field_key
 from features.fields import Field, id_field, slot_counts
 from features.posteriors import overall_rate, smoothed
-from features.priors import PriorTable, lookup_longest
+from features.priors import Floats, PriorTable, lookup_longest
 from models.prerank.build import PRERANKERS, trunk_of
 from models.prerank.heads import head_scores
 from models.prerank.inputs import is_of_ad, pool, shares_of
@@ -116,7 +116,16 @@ def item_slots(fields: Sequence[Field]) -> npt.NDArray[np.int64]:
 
 
 def prior_rates(table: PriorTable, fields: Sequence[Field], ad_ids: Sequence[str], time_s: float) -> Scores:
-    """Return the click rate of each ad as its counts alone say, in (0, 1), (K,).
+    """Return the click rate of each ad as its counts alone say, in (0, 1), (K,); arguments as for `prior_posterior`."""
+    clicks, others = prior_posterior(table, fields, ad_ids, time_s)
+    rates: Scores = (clicks / (clicks + others)).astype(np.float32)
+    return rates
+
+
+def prior_posterior(
+    table: PriorTable, fields: Sequence[Field], ad_ids: Sequence[str], time_s: float
+) -> tuple[Floats, Floats]:
+    """Return the Beta posterior of each ad's click rate: clicks and others with the overall rate's, (K,) both.
 
     Args:
         table: Counts of the click model.
@@ -128,7 +137,4 @@ def prior_rates(table: PriorTable, fields: Sequence[Field], ad_ids: Sequence[str
     assert item is not None, "check_fields asks for an item id"
     keys = np.array([field_key(item, ad_id) for ad_id in ad_ids], np.uint64)
     n, c, *root = lookup_longest(table, keys, max(time_s, table.as_of_s))
-    strength = table.strength[fields.index(item), int(np.argmax(table.half_lives_s))]
-    clicks, others = smoothed(n, c, overall_rate(*root), strength)
-    rates: Scores = (clicks / (clicks + others)).astype(np.float32)
-    return rates
+    return smoothed(n, c, overall_rate(*root), table.strength[fields.index(item), int(np.argmax(table.half_lives_s))])

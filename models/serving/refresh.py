@@ -39,7 +39,10 @@ class Follower(ABC):
     """Brings in the snapshots that are wanted; see `want` and `run`."""
 
     def __init__(
-        self, registry: Registry, metrics: ServeMetrics, task: Literal["click", "prerank", "creatives"]
+        self,
+        registry: Registry,
+        metrics: ServeMetrics,
+        task: Literal["click", "latest", "prerank", "creatives"],
     ) -> None:
         """Begin wanting nothing.
 
@@ -107,6 +110,7 @@ class Refresher(Follower):
         evidence_min: float,
         counts_max: int,
         sample: Callable[[], tuple[Keys, float]],
+        latest: Holder[Scorer] | None = None,
     ) -> None:
         """Begin without a snapshot and without counts.
 
@@ -119,9 +123,11 @@ class Refresher(Follower):
             evidence_min: Published values whose evidence has decayed below this are forgotten with each new snapshot.
             counts_max: If more values than this are published, those with the least evidence are.
             sample: Keys of the last request's candidates, (K, S), and its time, for warming up.
+            latest: Where the newest model goes that serves beside the champion.
         """
         super().__init__(registry, metrics, "click")
         self._holder = holder
+        self._latest: Holder[Scorer] = latest or Holder()
         self._fields = fields
         self._evidence_min = evidence_min
         self._counts_max = counts_max
@@ -135,7 +141,7 @@ class Refresher(Follower):
         if current is not None and current.version == version:
             return True
         try:
-            scorer = await asyncio.to_thread(self._load, version)
+            scorer = await self.load(version)
         except (ValueError, RuntimeError) as error:  # RuntimeError is torch's word for weights of another shape
             self._refuse(version, current.version if current else "", error)
             return False
@@ -156,6 +162,28 @@ class Refresher(Follower):
             self._metrics.prior_evicted.inc(len(told.table.keys) - len(self._live.table.keys))
             if self._holder.current is not None:
                 await self._swap(self._holder.current)
+            if self._latest.current is not None:
+                await self._swap_latest(self._latest.current)
+
+    async def load(self, version: str) -> Scorer:
+        """Return a snapshot's scorer; what serves already is not loaded again.
+
+        Raises:
+            ValueError: If the snapshot cannot be used; RuntimeError, if its weights have another shape.
+            OSError: If the registry cannot be reached.
+        """
+        for serving in (self._holder.current, self._latest.current):
+            if serving is not None and serving.version == version:
+                return serving
+        return await asyncio.to_thread(self._load, version)
+
+    async def put_latest(self, scorer: Scorer | None) -> None:
+        """Let a model serve beside the champion, with the live counts under it, or none."""
+        async with self._one_change:
+            if scorer is None:
+                self._latest.swap(None)
+            else:
+                await self._swap_latest(scorer)
 
     def _is_good(self, update: CountUpdate) -> bool:
         try:
@@ -172,6 +200,13 @@ class Refresher(Follower):
         self._holder.swap(scorer)
         self._metrics.counts_as_of_s.set(scorer.table.as_of_s)
         self._metrics.prior_values.set(len(scorer.table.keys))
+
+    async def _swap_latest(self, scorer: Scorer) -> None:
+        champion = self._holder.current
+        if champion is not None and champion.version == scorer.version:
+            self._latest.swap(champion)  # held once
+        else:
+            self._latest.swap(await asyncio.to_thread(scorer.with_live_counts, self._live))
 
     def _load(self, version: str) -> Scorer:
         """Return a scorer that has proved itself on the last request; the first call of a network is its slowest."""

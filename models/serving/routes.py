@@ -65,7 +65,7 @@ class Route(msgspec.Struct, frozen=True):
 SNAPSHOT = "ctr-000012-5be1c5d0a1f3"
 REQUEST_ID = "9f1c2a7be0d14c55"
 _AWAY = Fault("log", "must be there to answer", "Kafka has not taken the event within 3 s")
-_RANKED = RankAnswer(REQUEST_ID, SNAPSHOT, [RankedAd("ad-2", 0, 0.031, known=True)])
+_RANKED = RankAnswer(REQUEST_ID, SNAPSHOT, [RankedAd("ad-2", 0, 0.031, known=True)], arm="latest")
 _WRITTEN = EventsAnswer(1, 0, [EventResult(accepted=True)])
 _LOST = EventsAnswer(1, 1, [EventResult(accepted=True), EventResult(accepted=False, error=_AWAY)], _AWAY)
 

@@ -141,8 +141,8 @@ class RankedAd(msgspec.Struct, frozen=True, gc=False):
         bid_micros: What a click of it is worth, in millionths.
         ecpm_micros: What a thousand impressions are expected to be worth: by this ads are ordered.
         creative_id: The creative that it is to be shown with; empty where it has none.
-        propensity: Probability with which that creative was chosen, for counterfactual estimates; ads are ordered
-            without chance.
+        propensity: Probability with which this ad was in the list, times that with which this creative was chosen; for
+            counterfactual estimates.
         token: Proof that it was, to be sent back with its impression and its click; empty where none is demanded.
     """
 
@@ -169,6 +169,8 @@ class RankAnswer(msgspec.Struct, frozen=True):
         degraded: Parts that were left out to answer in time: `users` (the feature store), `prerank`, `rank`,
             `creatives`.
         inactive: Candidates that the catalog holds as inactive; they are not ranked.
+        arm: Which arm of the experiment answered, `champion` or `latest`; `fallback`: the champion in place of the
+            newest model, which could not be had. Empty without an experiment.
     """
 
     request_id: str
@@ -179,6 +181,7 @@ class RankAnswer(msgspec.Struct, frozen=True):
     degraded: list[str] = []
     ignored_fields: list[str] = []
     inactive: list[str] = []
+    arm: str = ""
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -188,6 +191,8 @@ class Served(msgspec.Struct, frozen=True):
         ads: What was shown, best first.
         ranked: What was ranked and not shown.
         sampled: Of the candidates that were not ranked, those that were drawn with the probability `sample_rate`.
+        split: Name of the experiment; empty without one.
+        arm: As in the answer.
     """
 
     request_id: str
@@ -198,6 +203,8 @@ class Served(msgspec.Struct, frozen=True):
     ranked: list[Ad] = []
     sampled: list[Ad] = []
     sample_rate: float = 1.0
+    split: str = ""
+    arm: str = ""
 
 
 class Health(msgspec.Struct, frozen=True):

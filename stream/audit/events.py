@@ -73,6 +73,8 @@ class Request(msgspec.Struct, tag_field="type", tag="request"):
     candidates: list[Candidate]
     values: dict[str, Value] = {}
     snapshot: str = ""
+    split: str = ""
+    arm: str = ""
     v: int = 1
 
 

@@ -19,6 +19,8 @@ import msgspec
 from features.fields import Field, raw_fields
 from stream.audit.events import Candidate, Click, Impression, Place, Request, Value
 
+ARM_COLUMNS = ("split", "arm", "snapshot")
+
 
 class Rules(msgspec.Struct, frozen=True):
     """The rules that a header names, as far as labels depend on them."""
@@ -259,6 +261,8 @@ class Story:
         }
         values |= _columns(asked.event.values, self._request_fields)
         values |= _columns(candidate.values, self._candidate_fields)
+        if asked.event.arm:
+            values |= {name: getattr(asked.event, name) for name in ARM_COLUMNS}
         yield Row(values, shown.settled_s, offset, offset)
         if shown.corrected is not None:
             settled_s, since = shown.corrected

@@ -98,11 +98,12 @@ def deploy(
     kafka: str = "",
     ledger: str = "",
     update: str = "",
+    creatives: str = "",
 ) -> Deployment:
     """Return a deployment with its topics and its log, nothing running yet.
 
     Without `data_dir` its log is `rows` rows of the simulated world; with `slide_s` its slides are that long; `kafka`,
-    `ledger` and `update` are further lines of those sections.
+    `ledger`, `update` and `creatives` are further lines of those sections.
     """
     if data_dir is None and rows:
         write_simulated(directory / "simulated" / "impressions.parquet", seed=3, rows=rows)
@@ -123,6 +124,8 @@ partitions = 3
 {ledger}
 {"[update]" if update else ""}
 {update}
+{"[creatives]" if creatives else ""}
+{creatives}
 [registry]
 url = "{directory / "registry"}"
 keep = 100

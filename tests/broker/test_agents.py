@@ -85,7 +85,14 @@ async def test_every_family_learns_what_a_backtest_learns_also_when_the_trainer_
 ) -> None:
     funnel = Funnel(matched=100, preranked=30, exposed=5, sample_rate=0.5)
     write_cascade(tmp_path / "cascade", Cascade(3, hours=6, funnel=funnel, n_ads=300, requests_per_hour=60.0))
-    some = deploy(tmp_path, broker.bootstrap_servers, topic_prefix, config=CONFIGS / "cascade.toml", slide_s=SLIDE_S)
+    some = deploy(
+        tmp_path,
+        broker.bootstrap_servers,
+        topic_prefix,
+        config=CONFIGS / "cascade.toml",
+        slide_s=SLIDE_S,
+        creatives='network = "exposed-only"',
+    )
     result = run_backtest(some.settings, read_arrivals(some.settings, [some.data_dir], RowCounts()))
     kinds = {"prerank": "prerank", "creatives": "creatives", "ctr": "windows"}
     expected = {
@@ -115,7 +122,14 @@ async def test_what_the_pre_ranker_learnt_serves_and_what_it_served_is_what_it_l
 ) -> None:
     funnel = Funnel(matched=100, preranked=30, exposed=5, sample_rate=0.5)
     write_cascade(tmp_path / "cascade", Cascade(3, hours=4, funnel=funnel, n_ads=300, requests_per_hour=60.0))
-    some = deploy(tmp_path, broker.bootstrap_servers, topic_prefix, config=CONFIGS / "cascade.toml", slide_s=SLIDE_S)
+    some = deploy(
+        tmp_path,
+        broker.bootstrap_servers,
+        topic_prefix,
+        config=CONFIGS / "cascade.toml",
+        slide_s=SLIDE_S,
+        creatives='network = "exposed-only"',
+    )
     await some.replay()
     ads = read_ads(some.settings.log, some.settings.fields, [some.data_dir]).ads  # type: ignore[arg-type]
     with some.role("worker", "ledger"), some.role("worker", "train"):

@@ -559,3 +559,23 @@ def test_the_bridge_in_the_documentation_is_one() -> None:
     text = (CONFIGS.parent / "docs" / "bridge.md").read_text()
     (example,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
     assert parse_settings(tomllib.loads(example)).bridge is not None
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"share": 1.0, "name": "a"}, "[split] share must be in [0, 1): the rest is the champion's, got 1.0"),
+        ({"share": -0.1}, "[split] share must be in [0, 1): the rest is the champion's, got -0.1"),
+        ({"share": float("nan")}, "[split] share must be in [0, 1)"),
+        ({"share": 0.1}, '[split] name must be letters, digits, ".", "_" or "-" where there is a share'),
+        ({"share": 0.1, "name": "a b"}, 'and users are drawn by it), got "a b"'),
+        ({"share": 0.1, "name": "a"}, '[split] share must be 0 unless [[fields]] holds one of side = "user"'),
+    ],
+)
+def test_an_experiment_that_cannot_be_is_an_error(split: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        parse_settings({"name": "n", "fields": [{"name": "ad", "side": "item"}], "split": split})
+
+
+def test_there_is_no_experiment_unless_one_is_asked_for() -> None:
+    assert parse().split.share == 0.0

@@ -180,3 +180,17 @@ def test_a_key_is_printed_with_the_hash_that_lets_it_in() -> None:
     assert is_allowed(f"Bearer {key}", [bytes.fromhex(digest)])
     assert json.loads(call("key", "--json", "-").stdout).keys() == {"key", "sha256"}
     assert key not in call("key").stdout
+
+
+def test_arms_of_no_experiment_cannot_be_compared(config: Path) -> None:
+    failed = CliRunner().invoke(app, ["ab", str(config)])
+    assert failed.exit_code == 2
+    assert "freshrank: [split] name must be that of the experiment to compare, got none; set it" in failed.stderr
+    config.write_text(CONFIG.replace('side = "user"', 'side = "context"') + '[split]\nname = "fresh"\n')
+    failed = CliRunner().invoke(app, ["ab", str(config)])
+    assert (failed.exit_code, "(the user's id) to compare arms, got none" in failed.stderr) == (2, True)
+
+
+def test_help_of_ab_says_what_the_interval_does_not_cover() -> None:
+    said = " ".join(CliRunner().invoke(app, ["ab", "--help"]).stdout.split())
+    assert "looks every day and stops at the first significant difference" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from aiokafka.errors import KafkaConnectionError
 from hypothesis import given
@@ -58,6 +59,13 @@ def test_what_was_served_becomes_the_request_of_the_log() -> None:
         {"user": "u1", "age": 30.0},
         "ctr-000001-abc",
     )
+
+
+def test_the_arm_that_answered_is_in_the_request_of_the_log() -> None:
+    event = to_event(msgspec.structs.replace(SERVED, split="fresh", arm="latest"))
+    assert isinstance(event, events.Request)
+    assert (event.split, event.arm, event.snapshot) == ("fresh", "latest", "ctr-000001-abc")
+    assert b"arm" not in events.encode_event(to_event(SERVED))
 
 
 def test_impressions_and_clicks_keep_their_ids_time_and_propensity() -> None:

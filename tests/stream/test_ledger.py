@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,9 @@ from stream.blocks import (
     to_frame,
 )
 from stream.events import Candidate, Click, Event, EventError, Impression, Request, Tick, decode_event, encode_event
+from stream.families import example_decoder
 from stream.ledger import Closed, Ledger
+from stream.ledger_rows import ad_bytes
 from stream.partitioner import request_partition
 from stream.tokens import Tokens
 
@@ -187,6 +190,48 @@ def test_values_travel_from_the_request_into_the_row() -> None:
     assert header == block.header
     row = frame.row(0, named=True)
     assert (row["field.user"], row["field.ad"], row["field.tags"], row["field.price"]) == ("7", "ad1", ["a", "b"], 1.5)
+
+
+def armed(request_id: str, time_s: float, arm: str) -> Request:
+    arms = {"split": "fresh", "arm": arm, "snapshot": "ctr-1"} if arm else {"snapshot": "ctr-0"}
+    return msgspec.structs.replace(request(request_id, time_s), **arms)
+
+
+def test_the_arm_of_a_request_travels_into_its_rows() -> None:
+    events = [armed("r", 0.0, "latest"), armed("s", 0.0, ""), armed("t", 0.0, "champion")]
+    shown = [impression(name, 1.0 + at) for at, name in enumerate("rst")]
+    blocks = run(new_ledger(), [*events, *shown, Tick(100.0)])
+    (block,) = [b for b in blocks if b.rows["click"]]
+    frames = [decode_block(encode_block(block.header, block.rows, SCHEMA))[1], to_frame(block.rows, SCHEMA)]
+    for frame in frames:
+        assert frame.select("request_id", "split", "arm", "snapshot").rows() == [
+            ("r", "fresh", "latest", "ctr-1"),
+            ("s", "", "", ""),
+            ("t", "fresh", "champion", "ctr-1"),
+        ]
+
+
+def test_a_log_without_arms_has_the_blocks_that_it_had_before_there_were_any() -> None:
+    blocks = run(new_ledger(), [armed("s", 0.0, ""), impression("s", 1.0), Tick(100.0)])
+    for block in blocks:
+        assert decode_block(encode_block(block.header, block.rows, SCHEMA))[1].columns == SCHEMA.names
+
+
+def test_arms_are_no_part_of_what_is_learnt_from() -> None:
+    blocks = run(
+        new_ledger(block_rows=1),
+        [
+            *(armed("r", 0.0, "latest"), impression("r", 1.0), armed("s", 2.0, ""), impression("s", 3.0), Tick(100.0)),
+        ],
+    )
+    decode = example_decoder(FIELDS)
+    frames = [decode(encode_block(block.header, block.rows, SCHEMA))[1] for block in blocks]
+    assert pl.concat(frames).columns == SCHEMA.names
+
+
+def test_a_long_arm_counts_towards_the_size_of_a_block() -> None:
+    long = msgspec.structs.replace(armed("r", 0.0, "latest"), snapshot="x" * 5000)
+    assert all(size > 5000 for size in ad_bytes(long))
 
 
 def test_late_click_writes_a_correcting_row_once_when_that_is_wanted() -> None:

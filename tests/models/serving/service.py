@@ -26,6 +26,7 @@ from models.serving.prerank import Preranker
 from models.serving.rank import Scorer
 from models.serving.refresh import Refresher
 from models.serving.schema import Limits, Readiness
+from models.serving.split import Split
 from models.swap import Holder
 from tests.fakes import EventLog
 from tests.models.serving.trained import FIELDS, PLAN, two_snapshots
@@ -43,7 +44,7 @@ class ToldHolder(Holder[Scorer]):
         super().__init__()
         self.is_set = asyncio.Event()
 
-    def swap(self, new: Scorer) -> Scorer | None:
+    def swap(self, new: Scorer | None) -> Scorer | None:
         self.is_set.set()
         return super().swap(new)
 
@@ -60,6 +61,8 @@ class Service:
         concurrent_max: int = 8,
         queue_max: int = 100,
         stale_s: float = 60.0,
+        split: Split | None = None,
+        latest: Holder[Scorer] | None = None,
     ) -> None:
         self.log = EventLog()
         self.holder = ToldHolder()
@@ -88,9 +91,12 @@ class Service:
                 keep=LIMITS.candidates_max,
                 sample_rate=None,
                 explore=0.0,
+                explore_ads=0.0,
                 creatives="parallel",
                 deadline_s=60.0,
             ),
+            split=split,
+            latest=latest,
         )
         self.refresher = Refresher(
             self.registry,
@@ -101,6 +107,7 @@ class Service:
             evidence_min=0.01,
             counts_max=counts_max,
             sample=lambda: self.pipeline.sample,
+            latest=latest,
         )
         self.admission = Admission(self.metrics, concurrent_max=concurrent_max, queue_max=queue_max, stale_s=stale_s)
         self.app = make_app(

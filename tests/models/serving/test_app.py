@@ -49,6 +49,7 @@ async def test_a_ranking_request_is_answered_in_json(client: httpx.AsyncClient) 
         "degraded": [],
         "ignored_fields": [],
         "inactive": [],
+        "arm": "",
     }
     assert best.keys() == {
         "ad_id",

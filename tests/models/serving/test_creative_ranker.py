@@ -108,7 +108,7 @@ class Ranking:
             catalog=self.catalog,
             publish=self.log.publish,
             metrics=self.metrics,
-            rules=Rules(50, 3, 50, None, explore, order, 1.0),  # type: ignore[arg-type]
+            rules=Rules(50, 3, 50, None, explore, 0.0, order, 1.0),  # type: ignore[arg-type]
             now_s=lambda: NOW_S,
             new_id=lambda: "made-id",
             sign=lambda *_: "",

@@ -32,7 +32,16 @@ from tests.models.serving.trained import FIELDS, PLAN, two_snapshots
 N_ADS = 20
 VALUES: dict[str, Any] = {"user_id": "u1", "age": 30.0, "hour": 12.0}
 READ = prerank_fields(FIELDS)
-RULES = Rules(candidates_max=50, top=3, keep=6, sample_rate=0.5, explore=0.0, creatives="parallel", deadline_s=60.0)
+RULES = Rules(
+    candidates_max=50,
+    top=3,
+    keep=6,
+    sample_rate=0.5,
+    explore=0.0,
+    explore_ads=0.0,
+    creatives="parallel",
+    deadline_s=60.0,
+)
 
 
 def ad(number: int) -> NamedAd:

@@ -157,6 +157,7 @@ RULE_SETS = st.builds(
     candidates_max=st.sampled_from([1, 2, 100]),
 )
 DELAYS_S = (0.0, 0.0, 0.0, 0.0, 0.0, 2.5, 5.0, 10.0, 30.0)
+ARMED = ("r2", "r4")  # requests that an arm of an experiment answered
 LATER_S = (0.0, 2.5, 5.0, 7.5, 10.0, 12.5, 25.0, 30.0)
 ADS = ("", "", "", "", "", "", "", "", "ad1", "zz")
 ODD = Request("r1", 0.0, [Candidate("ad0", {"ad": "ad0"})] * 2, {"user": ["list"]})
@@ -184,7 +185,10 @@ def streams(draw: st.DrawFn, *, tokens: bool = False) -> list[tuple[float, bytes
 def story(rng: Random, *, tokens: bool) -> Iterator[Event]:
     """A request, its impressions and their clicks; some have a fault, or no cause at all."""
     name, asked_s = rng.choice(["r1", "r2", "r3", "r4", "r5"]), rng.randrange(24) * 2.5
-    yield rng.choice([request(name, asked_s)] * 7 + [request(name, asked_s, 1), ODD, Tick(asked_s)])
+    asked = request(name, asked_s)
+    if name in ARMED:
+        asked = msgspec.structs.replace(asked, split="s", arm="a", snapshot="v")
+    yield rng.choice([asked] * 7 + [request(name, asked_s, 1), ODD, Tick(asked_s)])
     for position in rng.sample(range(4), rng.randrange(4)):
         shown_s = asked_s + rng.choice([0.0, 0.0, 2.5, 5.0, 30.0])
         events: list[Impression | Click] = [impression(name, shown_s, position, rng.choice(ADS))]
@@ -241,6 +245,10 @@ def test_audit_follows_rules_that_change_between_runs(
 
 
 CORNERS: dict[str, list[Event]] = {
+    "some requests were answered by an arm of an experiment": [
+        *(msgspec.structs.replace(request("r", 0.0), split="s", arm="a", snapshot="v"), impression("r", 1.0)),
+        *(request("t", 2.0), impression("t", 3.0), click("t", 4.0), Tick(40.0)),
+    ],
     "the earlier of two clicks that came before their impression counts": [
         *(request("r", 0.0), click("r", 12.0), click("r", 5.0), impression("r", 0.0)),
     ],
@@ -281,6 +289,16 @@ def test_audit_agrees_with_the_ledger_about_records_that_anybody_may_send(seed: 
 
 
 # The audit finds what is not as it must be -----------------------------------------------------------------------
+
+
+def test_audit_finds_an_arm_that_did_not_answer() -> None:
+    ran = run(stream(*CORNERS["some requests were answered by an arm of an experiment"]), RULES)
+    there = topics(ran.blocks)
+    row = next(row for block in there.examples for row in block.rows if row["request_id"] == "t")
+    assert (row["split"], row["arm"], row["snapshot"]) == ("", "", "")
+    row["arm"] = "a"
+    with pytest.raises(Difference, match="arm in examples must be , got a"):
+        audit(there, ran)
 
 
 def busy() -> Run:
