@@ -122,7 +122,7 @@ async def publish(settings: Settings, home: Path) -> list[str]:
     """Learn the log, announce both families and fill the catalog; return the ids of the ads."""
     backtest = Backtest(settings, read_arrivals(settings, [home], RowCounts()))
     steps = list(backtest.steps())
-    assert backtest.preranker is not None, "configs/cascade.toml names a pre-ranker"
+    assert "prerank" in backtest.others, "configs/cascade.toml names a pre-ranker"
     registry = Registry(registry_url(settings))
     assert settings.log is not None
     ads = read_ads(settings.log, settings.fields, [home]).ads
@@ -137,7 +137,7 @@ async def publish(settings: Settings, home: Path) -> list[str]:
             await producer.send_and_wait(topic, encode_announcement(said), family.encode())
 
         await announce(settings.model.family, backtest.learner, steps[-1])
-        await announce(settings.prerank.family, backtest.preranker, backtest.prerank_steps[-1])
+        await announce(settings.prerank.family, backtest.others["prerank"], backtest.other_steps["prerank"][-1])
         for ad in ads.values():
             await producer.send(topic_name(settings.prefix, "catalog"), encode_ad(ad), ad.ad_id.encode())
         await producer.flush()

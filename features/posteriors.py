@@ -26,6 +26,7 @@ from features.priors import Counts, Floats, PriorTable, find
 
 READ_ROWS = 1024  # rows whose counts are read at a time: all temporaries stay in the cache; the quickest of a few
 ROOT_STRENGTH = 100.0  # what a shorter overall rate leans on the longer one with; chosen by hand
+ROOT_OWN_STRENGTH = 2.0  # what the overall rate in the longest memory leans on one half with: one click of two
 LOGIT_MAX = 12.0  # rates closer to 0 or 1 than exp(-12) are taken as that
 ROOT_INPUT = 1  # the dense input that is the overall rate's logit
 LEVEL_INPUTS = 2  # so many dense inputs come first that set the level alone: 1 and the overall rate; the rest is near 0
@@ -123,8 +124,25 @@ def beta_posterior(
     number = fields.index(of)
     slot, h = field_slots(fields)[number].start, int(np.argmax(table.half_lives_s))
     prior, strength = parent_rates(counts, keys, table, fields, levels)[:, slot, h], table.strength[number, h]
-    n, c = counts.n[:, slot, h], np.minimum(counts.c[:, slot, h], counts.n[:, slot, h])
+    return smoothed(counts.n[:, slot, h], counts.c[:, slot, h], prior, strength)
+
+
+def smoothed(n: Floats, c: Floats, prior: Floats | float, strength: Floats) -> tuple[Floats, Floats]:
+    """Return clicks and others with those that a prior rate stands for, `strength` impressions in all.
+
+    Args:
+        n: Impressions.
+        c: Clicks; above the impressions they count as much as those.
+        prior: The rate that is leant on, in (0, 1).
+        strength: How many impressions it is worth.
+    """
+    c = np.minimum(c, n)
     return c + strength * prior, n - c + strength * (1.0 - prior)
+
+
+def overall_rate(n: float, c: float) -> float:
+    """Return the overall rate in the longest memory: it leans on one half, a little."""
+    return (min(c, n) + 0.5 * ROOT_OWN_STRENGTH) / (n + ROOT_OWN_STRENGTH)
 
 
 @dataclass(frozen=True)
@@ -184,9 +202,7 @@ def _put_inputs(found: _Posteriors, slots: Sequence[slice], dense: npt.NDArray[n
 
 def _rate(n: Floats, c: Floats, parent: Floats, strength: Floats) -> Floats:
     """Return the posterior rate as a logit: the parent's worth `strength` impressions, plus the counts."""
-    prior = 1.0 / (1.0 + np.exp(-parent))
-    c = np.minimum(c, n)
-    clicks, others = c + strength * prior, n - c + strength * (1.0 - prior)
+    clicks, others = smoothed(n, c, 1.0 / (1.0 + np.exp(-parent)), strength)
     logits: Floats = np.clip(np.log(clicks) - np.log(others), -LOGIT_MAX, LOGIT_MAX)
     return logits
 
@@ -194,7 +210,7 @@ def _rate(n: Floats, c: Floats, parent: Floats, strength: Floats) -> Floats:
 def _root_logits(root_n: Floats, root_c: Floats) -> Floats:
     """Return the overall rate as a logit per memory, shortest first; the longest leans on one half, a little."""
     logits = np.empty(root_n.shape)
-    parent, strength = np.zeros(len(root_n)), np.float64(2.0)
+    parent, strength = np.zeros(len(root_n)), np.float64(ROOT_OWN_STRENGTH)
     for h in range(root_n.shape[1] - 1, -1, -1):
         logits[:, h] = parent = _rate(root_n[:, h], root_c[:, h], parent, np.asarray(strength))
         strength = np.float64(ROOT_STRENGTH)

@@ -177,6 +177,24 @@ def lookup(table: PriorTable, keys: Keys, at_s: float | Floats) -> Counts:
     return Counts(table.n[at] * weight, table.c[at] * weight, table.root_n * left, table.root_c * left)
 
 
+def lookup_longest(table: PriorTable, keys: Keys, at_s: float) -> tuple[Floats, Floats, float, float]:
+    """Return impressions and clicks of values in the longest memory, (K,) each, and the overall ones, at one moment.
+
+    Args:
+        table: Counts.
+        keys: (K,).
+        at_s: The moment, not before the table's.
+    """
+    h = int(np.argmax(table.half_lives_s))
+    left = decay(elapsed(table.as_of_s, np.array([at_s])), table.half_lives_s)[h]
+    root = float(table.root_n[h] * left), float(table.root_c[h] * left)
+    if not len(table.keys):
+        return np.zeros(len(keys)), np.zeros(len(keys)), *root
+    at, found = find(table.keys, keys)
+    weight = found * left
+    return table.n[at, h] * weight, table.c[at, h] * weight, *root
+
+
 def advance(
     table: PriorTable,
     rows: SettledRows,

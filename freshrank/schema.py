@@ -60,7 +60,10 @@ class RankAnswer(msgspec.Struct, frozen=True):
         snapshot: Version of the snapshot that scored all of it.
         prerank: What chose the candidates that were ranked: version of a pre-ranker's snapshot, `prior`, or empty where
             all were ranked.
-        degraded: Parts that were left out to answer in time: `users` (the feature store), `prerank`, `rank`.
+        creatives: What chose the creatives: version of a creative ranker's snapshot, `prior`, or empty where none was
+            to be chosen.
+        degraded: Parts that were left out to answer in time: `users` (the feature store), `prerank`, `rank`,
+            `creatives`.
         ignored_fields: Names in the request that no field has.
         inactive: Candidates that are not ranked because the catalog holds them as inactive.
         arm: Which arm of an experiment answered: `champion`, `latest`, or `fallback` (the champion in place of the
@@ -71,6 +74,7 @@ class RankAnswer(msgspec.Struct, frozen=True):
     snapshot: str
     ads: list[RankedAd]
     prerank: str = ""
+    creatives: str = ""
     degraded: list[str] = []
     ignored_fields: list[str] = []
     inactive: list[str] = []

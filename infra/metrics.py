@@ -70,10 +70,10 @@ TRAIN_FIGURES = {
     "auc_ratio": "AUC on the newest slide; NaN with one class alone",
     "calibration_ratio": "Mean prediction over click rate on the newest slide; NaN without clicks",
 }
-DEGRADED = ("users", "prerank", "rank")
+DEGRADED = ("users", "prerank", "rank", "creatives")
 USER_READS = ("found", "missing", "too_old", "slow", "away")
-TASKS = ("click", "prerank")
-FOLLOWED_MODELS = ("click", "latest", "prerank")  # `latest`: the newest click model, beside the champion
+TASKS = ("click", "prerank", "creatives")
+FOLLOWED_MODELS = (*TASKS, "latest")  # `latest`: the newest click model, beside the champion
 ARMS = ("champion", "latest", "fallback")
 TRAIN_VALUES = ("counted", "with_row")
 VALUE_LIMITS = ("counts_max", "values_max")

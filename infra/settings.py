@@ -244,6 +244,33 @@ class PrerankSettings(_Section, frozen=True):
     rows_max: int = 1_000_000
 
 
+class CreativeSettings(_Section, frozen=True):
+    """[creatives]: the creative ranker, a model family of its own that learns which creative is clicked by whom.
+
+    Attributes:
+        network: One of the control pre-rankers of models/prerank/build.py that learn clicks of what was exposed; empty:
+            creatives are chosen by their prior alone, the same for everybody.
+        family: Name of the lineage of models.
+        order: When it ranks: `parallel`, beside the ad ranker, which reads the creative that the prior speaks for;
+            `pre`, before it, so that it reads the one chosen; `post`, behind it, and of the ads that are shown alone.
+        dim: Width of an embedding row.
+        hidden: Widths of the layers.
+        learning_rate: Of the network (Adam).
+        embedding_learning_rate: Of embedding rows (Adagrad).
+        rows_max: How many impressions of a slide are learnt at most, whole requests by a hash; 0: all.
+    """
+
+    network: Literal["", "exposed-only", "two-tower-exposed", "cold-exposed"] = ""
+    family: str = "creatives"
+    order: Literal["parallel", "pre", "post"] = "parallel"
+    dim: int = 8
+    hidden: tuple[int, ...] = (64, 32)
+    learning_rate: float = 0.003
+    embedding_learning_rate: float = 0.15
+    batch_rows: int = 256
+    rows_max: int = 1_000_000
+
+
 class GateSettings(_Section, frozen=True):
     """[gate]: when the challenger replaces the champion.
 
@@ -449,6 +476,7 @@ class Settings(_Section, frozen=True):
     model: ModelSettings = ModelSettings()
     update: UpdateSettings = UpdateSettings()
     prerank: PrerankSettings = PrerankSettings()
+    creatives: CreativeSettings = CreativeSettings()
     gate: GateSettings = GateSettings()
     serve: ServeSettings = ServeSettings()
     split: SplitSettings = SplitSettings()
@@ -643,6 +671,7 @@ def _check_values(settings: Settings) -> None:
         ("[kafka] prefix", settings.prefix),
         ("[model] family", settings.model.family),
         ("[prerank] family", settings.prerank.family),
+        ("[creatives] family", settings.creatives.family),
     ):
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", value):
             raise SettingsError(
@@ -650,6 +679,11 @@ def _check_values(settings: Settings) -> None:
             )
     if settings.prerank.family == settings.model.family:
         _impossible("[prerank] family", "be another than [model] family", f'"{settings.prerank.family}"')
+    if settings.creatives.family in (settings.model.family, settings.prerank.family):
+        rule = "be another than [model] family and [prerank] family"
+        _impossible("[creatives] family", rule, f'"{settings.creatives.family}"')
+    if settings.creatives.network and id_field(settings.fields, "creative") is None:
+        raise SettingsError("[creatives] network needs a field that identifies creatives; name it, or leave this out")
     _check_window(settings.window)
     _check_sources(settings)
     names = {field.name for field in settings.fields}
@@ -859,6 +893,7 @@ _POSITIVE = {  # numbers that must be > 0
     "model": ("dim", "values_max"),
     "update": ("batch_rows", "threads", "learning_rate", "embedding_learning_rate", "n0", "confidence_margin"),
     "prerank": ("keep", "sample_rate", "dim", "batch_rows", "learning_rate", "embedding_learning_rate", "margin"),
+    "creatives": ("dim", "batch_rows", "learning_rate", "embedding_learning_rate"),
     "gate": ("alpha", "buckets", "evidence_clip", "harm_max"),
     "serve": ("deadline_s", "candidates_max", "events_max", "body_bytes_max", "top", "concurrent_max", "stale_s"),
     "kafka": ("partitions",),
@@ -872,6 +907,7 @@ _AT_LEAST_ZERO = {  # and >= 0
     "model": ("admit_min", "forget_min"),
     "update": ("seed", "beta", "confidence_share", "rows_max"),
     "prerank": ("rows_max", "gate_penalty"),
+    "creatives": ("rows_max",),
     "gate": ("margin", "slice_margin", "rollback_wait", "clicks_min"),
     "serve": ("port", "queue_max", "explore"),
     "kafka": ("max_delay_s", "max_ahead_s", "retention_s"),
@@ -883,6 +919,7 @@ def _check_positive(settings: Settings) -> None:
     positive += [("[priors] half_lives_s", value) for value in settings.priors.half_lives_s]
     positive += [("[model] hidden", value) for value in settings.model.hidden]
     positive += [("[prerank] hidden", value) for value in settings.prerank.hidden]
+    positive += [("[creatives] hidden", value) for value in settings.creatives.hidden]
     at_least_zero = _numbers(settings, _AT_LEAST_ZERO)
     if settings.log is not None:
         at_least_zero.append(("[log] click_delay_s.mean", settings.log.click_delay_s.mean))

@@ -10,7 +10,7 @@ in memory, so blocks are cut elsewhere than Kafka's; what is learnt does not dep
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from models.registry import Registry
 from models.train import use_threads
 from models.update import Learner, UpdateReport
 from models.window import Slide, Window
-from stream.blocks import Counts, add_counts, chain_schema, encode_chains, row_schema, to_frame
+from stream.blocks import Counts, add_counts, chain_schema, encode_block, encode_chains, row_schema, to_frame
 from stream.events import Event
-from stream.families import click_family, prerank_family
+from stream.families import Family, families_of
 from stream.ledger import Closed
 from stream.partitioner import request_partition
 from stream.wiring import new_ledger, new_slides
@@ -49,26 +49,28 @@ class Backtest:
     def __post_init__(self) -> None:
         """Make the learner; nothing is read yet."""
         use_threads(self.settings.update.threads)
-        self.learner = Learner(click_family(self.settings).task)
+        self.learner = Learner(families_of(self.settings)[0].task)
         self.counts = Counts()
-        self._prerank = prerank_family(self.settings)
-        self.preranker = Learner(self._prerank.task) if self._prerank else None
-        self.prerank_steps: list[Step] = []
+        self._families = families_of(self.settings)[1:]
+        self.others: dict[str, Learner[Any, Any]] = {one.kind: Learner(one.task) for one in self._families}
+        self.other_steps: dict[str, list[Step]] = {one.kind: [] for one in self._families}
 
     def steps(self) -> Iterator[Step]:
-        """Run; yield after each slide."""
-        for slide in self.slides(self._learn_candidates if self.preranker else None):
+        """Run; yield after each slide of the click model."""
+        for slide in self.slides(self._families, self._learn_other):
             yield _learn(self.learner, slide)
 
-    def _learn_candidates(self, slide: Slide) -> None:
-        assert self.preranker is not None
-        self.prerank_steps.append(_learn(self.preranker, slide))
+    def _learn_other(self, kind: str, slide: Slide) -> None:
+        self.other_steps[kind].append(_learn(self.others[kind], slide))
 
-    def slides(self, candidates: Callable[[Slide], None] | None = None) -> Iterator[Slide]:
+    def slides(
+        self, others: Sequence[Family] = (), on_slide: Callable[[str, Slide], None] = lambda _kind, _slide: None
+    ) -> Iterator[Slide]:
         """Run the ledger alone; yield each slide of impressions as it completes.
 
         Args:
-            candidates: Called with each slide of candidates as it completes; None: there is no pre-ranker to learn.
+            others: Families beside the click model's.
+            on_slide: Called with the kind of such a family and each of its slides as it completes.
         """
         settings = self.settings
         slides, schema = new_slides(settings), row_schema(settings.fields)
@@ -76,8 +78,8 @@ class Backtest:
         ledgers = [new_ledger(partition, settings, slides) for partition in range(n_partitions)]
         offsets = [0] * n_partitions
         window = Window(n_partitions, slides)
-        family, chains = self._prerank, chain_schema(settings.fields)
-        of_candidates = Window(n_partitions, slides, identity=family.identity) if family else None
+        chains = chain_schema(settings.fields)
+        windows = [(family, Window(n_partitions, slides, identity=family.identity)) for family in others]
 
         def step(partition: int, event: Event) -> list[Closed]:
             offset = offsets[partition]
@@ -90,14 +92,19 @@ class Backtest:
             for block in closed:
                 header = block.header
                 window.add(header.partition, header.number, header.watermark_s, to_frame(block.rows, schema))
-                if candidates and family and of_candidates:
-                    _, frame = family.decode(encode_chains(header, block.chains, chains))
-                    of_candidates.add(header.partition, header.number, header.horizon_s, frame)
+                for family, own in windows:
+                    of_rows = family.topic == "examples"
+                    block_bytes = (
+                        encode_block(header, block.rows, schema)
+                        if of_rows
+                        else encode_chains(header, block.chains, chains)
+                    )
+                    own.add(header.partition, header.number, family.complete_s(header), family.decode(block_bytes)[1])
             if closed:
                 yield from window.closed()
-                if candidates and of_candidates:
-                    for slide in of_candidates.closed():
-                        candidates(slide)
+                for family, own in windows:
+                    for slide in own.closed():
+                        on_slide(family.kind, slide)
                 self.counts = add_counts([ledger.counts for ledger in ledgers])
         self.counts = add_counts([ledger.counts for ledger in ledgers])
 
@@ -137,7 +144,7 @@ def run_backtest(
     return {
         "name": settings.name,
         "windows": windows,
-        "prerank": [_window(step) for step in backtest.prerank_steps],
+        **{kind: [_window(step) for step in backtest.other_steps.get(kind, [])] for kind in ("prerank", "creatives")},
         "ledger": {name: getattr(counts, name) for name in counts.__struct_fields__},
         "violations": counts.violations(),
         "champion": backtest.learner.champion.version,

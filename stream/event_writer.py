@@ -100,7 +100,8 @@ def to_event(event: Served | ClientEvent) -> events.Request | events.Impression 
 
 
 def _candidate(ad: Ad, stage: str, sample_rate: float) -> events.Candidate:
-    return events.Candidate(ad.ad_id, cast(dict[str, events.Value], ad.values), stage, sample_rate)
+    values = cast(dict[str, events.Value], ad.values)  # is JSON already, and is written as it is
+    return events.Candidate(ad.ad_id, values, stage, sample_rate)
 
 
 def _refuse_size(size: int) -> NoReturn:

@@ -14,11 +14,13 @@ import polars as pl
 from features.fields import Field
 from infra.settings import Settings
 from models.click_task import ClickTask
-from models.prerank.task import CANDIDATE, PrerankTask, chain_rows
+from models.prerank.task import CANDIDATE, PrerankTask, chain_rows, exposed_rows
 from models.task import Task
 from models.window import SOURCE, fit_columns
 from stream.blocks import ARM_COLUMNS, Header, decode_block, decode_chains
-from stream.plan import new_plan, new_prerank_plan
+from stream.plan import new_creative_plan, new_plan, new_prerank_plan
+
+Kind = Literal["click", "prerank", "creatives"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Family:
 
     Attributes:
         name: Of the family; the key of what is announced and asked for.
-        kind: `click`: impressions by the click model; `prerank`: candidates by the pre-ranker.
+        kind: `click`: impressions by the click model; `prerank`: candidates by the pre-ranker; `creatives`:
+            impressions by the creative ranker.
         task: How it learns.
         topic: Where the blocks are.
         decode: From the bytes of a block to its header and its rows.
@@ -36,7 +39,7 @@ class Family:
     """
 
     name: str
-    kind: Literal["click", "prerank"]
+    kind: Kind
     task: Task[Any, Any]
     topic: Literal["examples", "chains"]
     decode: Callable[[bytes], tuple[Header, pl.DataFrame]]
@@ -84,6 +87,42 @@ def prerank_family(settings: Settings) -> Family | None:
         complete_s=lambda header: header.horizon_s,
         identity=CANDIDATE,
     )
+
+
+def creative_family(settings: Settings) -> Family | None:
+    """Return the creative ranker's family, None where `[creatives] network` names none.
+
+    Raises:
+        SettingsError: If a name in the settings is unknown.
+    """
+    if not settings.creatives.network:
+        return None
+    plan = new_creative_plan(settings)
+    decode = example_decoder(plan.fields)
+
+    def decode_exposed(value: bytes) -> tuple[Header, pl.DataFrame]:
+        header, frame = decode(value)
+        return header, exposed_rows(frame)
+
+    return Family(
+        name=settings.creatives.family,
+        kind="creatives",
+        task=PrerankTask(plan, gate_penalty=0.0),
+        topic="examples",
+        decode=decode_exposed,
+        complete_s=lambda header: header.watermark_s,
+        identity=SOURCE,
+    )
+
+
+def families_of(settings: Settings) -> tuple[Family, ...]:
+    """Return all families of a deployment, the click model's first.
+
+    Raises:
+        SettingsError: If a name in the settings is unknown.
+    """
+    others = (prerank_family(settings), creative_family(settings))
+    return (click_family(settings), *(family for family in others if family is not None))
 
 
 def example_decoder(fields: tuple[Field, ...]) -> Callable[[bytes], tuple[Header, pl.DataFrame]]:

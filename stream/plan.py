@@ -12,7 +12,7 @@ from models.losses import Objective
 from models.networks.build import NETWORKS
 from models.plan import Plan
 from models.prerank.build import PRERANKERS
-from models.prerank.inputs import prerank_fields
+from models.prerank.inputs import creative_fields, prerank_fields
 from models.strategies.ours import LEARNERS
 
 
@@ -51,6 +51,33 @@ def new_prerank_plan(settings: Settings) -> Plan:
         harm_max=plan.harm_max * scale,
         evidence_clip=plan.evidence_clip * scale,
         fields=prerank_fields(settings.fields),
+        family=own.family,
+        network=own.network,
+        dim=own.dim,
+        hidden=own.hidden,
+        levels=(),
+        prior="frozen",
+        ways=(),
+        learning_rate=own.learning_rate,
+        embedding_learning_rate=own.embedding_learning_rate,
+        batch_rows=own.batch_rows,
+        rows_max=own.rows_max,
+        lookback_s=INSTANT_S,
+        learns="always",
+        is_gated=True,
+    )
+
+
+def new_creative_plan(settings: Settings) -> Plan:
+    """Return everything that decides what the creative ranker learns; slides, counts and gate are the click model's.
+
+    Raises:
+        SettingsError: As in `check_plan`.
+    """
+    own = settings.creatives
+    return dataclasses.replace(
+        new_plan(settings),
+        fields=creative_fields(settings.fields),
         family=own.family,
         network=own.network,
         dim=own.dim,

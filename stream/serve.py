@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import signal
 import socket
@@ -27,7 +28,7 @@ from prometheus_client import CollectorRegistry
 from features.fields import id_field
 from infra.metrics import ServeMetrics
 from infra.settings import Settings, api_key_hashes, registry_url
-from models.prerank.inputs import prerank_fields
+from models.prerank.inputs import creative_fields, prerank_fields
 from models.registry import Registry
 from models.serving.admission import Admission
 from models.serving.app import make_app
@@ -43,7 +44,7 @@ from models.serving.split import Split
 from models.serving.users import Users
 from models.swap import Holder
 from models.train import use_threads
-from stream.announcement import decode_announcement
+from stream.announcement import Announcement, decode_announcement
 from stream.blocks import BlockError, decode_prior_update
 from stream.event_writer import EventWriter
 from stream.events import EVENT_BYTES_MAX
@@ -80,6 +81,7 @@ async def serve(
     """
     await asyncio.to_thread(check_broker, bootstrap, security=settings.kafka.security)
     use_threads(settings.update.threads)
+    gc.set_threshold(50_000, 20, 100)  # what a request makes is many, small and free of cycles
     options = client_options(bootstrap, settings.kafka.security)
     metrics = ServeMetrics(CollectorRegistry())
     with _listening(settings.serve.host, settings.serve.port if port is None else port) as listener:
@@ -122,6 +124,7 @@ def to_rules(settings: Settings) -> Rules:
         keep=settings.prerank.keep,
         sample_rate=settings.prerank.sample_rate if settings.prerank.network else None,
         explore=settings.serve.explore,
+        creatives=settings.creatives.order,
         deadline_s=settings.serve.deadline_s,
     )
 
@@ -151,15 +154,16 @@ class _Service:
         self._field_names = tuple(field.name for field in settings.fields)
         self._holder: Holder[Scorer] = Holder()
         self._prerankers: Holder[Preranker] = Holder()
+        self._creative_rankers: Holder[Preranker] = Holder()
         self._catalog = Catalog(settings.fields)
         self.users = _users(settings, metrics)
-        self._champions: dict[str, str] = {}  # by family
-        self._newest = ""  # of the click model's
+        self._said: dict[str, Announcement] = {}  # by family, the newest
         latest: Holder[Scorer] = Holder()
         self._pipeline = Pipeline(
             settings.fields,
             holder=self._holder,
             prerankers=self._prerankers,
+            creative_rankers=self._creative_rankers,
             catalog=self._catalog,
             publish=writer.publish,
             metrics=metrics,
@@ -177,8 +181,18 @@ class _Service:
             self._prerankers,
             self._catalog,
             metrics,
+            "prerank",
             fields=prerank_fields(settings.fields),
             sample=lambda: self._pipeline.prerank_sample,
+        )
+        self.creative_refresher = PrerankRefresher(
+            Registry(registry_url(settings)),
+            self._creative_rankers,
+            self._catalog,
+            metrics,
+            "creatives",
+            fields=creative_fields(settings.fields),
+            sample=lambda: self._pipeline.creative_sample,
         )
         self.refresher = Refresher(
             Registry(registry_url(settings)),
@@ -192,6 +206,7 @@ class _Service:
             latest=latest,
         )
         self.latest_follower = LatestFollower(Registry(registry_url(settings)), self.refresher, metrics)
+        self.followers = (self.refresher, self.prerank_refresher, self.creative_refresher, self.latest_follower)
         self.app = make_app(
             self._pipeline,
             writer.publish,
@@ -232,9 +247,7 @@ class _Service:
                 self._refuse("snapshots", record, error)
                 continue
             self.metrics.records.labels("snapshots", "applied").inc()
-            self._champions[said.family] = said.champion
-            if said.family == self.settings.model.family:
-                self._newest = said.latest
+            self._said[said.family] = said
         if "snapshots" not in self._unread:
             self._want_models()
 
@@ -248,7 +261,9 @@ class _Service:
             else:
                 self.metrics.records.labels("catalog", "applied").inc()
         self.metrics.catalog_ads.set(len(self._catalog))
-        await self.prerank_refresher.apply_ads()
+        changed = self._catalog.take_changed()
+        await self.prerank_refresher.apply_ads(changed)
+        await self.creative_refresher.apply_ads(changed)
 
     async def take_counts(self, records: list[Record]) -> None:
         """Put the counts on top of the snapshot's."""
@@ -276,15 +291,19 @@ class _Service:
         self._unread.discard(topic)
         if topic == "snapshots":
             self._want_models()
+        if not self._unread:
+            gc.freeze()  # the ads and counts that are there stay: no request is to wait while they are scanned
 
     def _want_models(self) -> None:
-        """Want what serves in each family; a pre-ranker, or the newest model, only where the settings ask for one."""
-        if champion := self._champions.get(self.settings.model.family):
-            self.refresher.want(champion)
-        if self.settings.prerank.network and (champion := self._champions.get(self.settings.prerank.family)):
-            self.prerank_refresher.want(champion)
-        if self.settings.split.share and self._newest:
-            self.latest_follower.want(self._newest)
+        """Want the champion, and of the other families and the newest model what the settings ask for."""
+        if said := self._said.get(self.settings.model.family):
+            self.refresher.want(said.champion)
+            if self.settings.split.share:
+                self.latest_follower.want(said.latest)
+        if self.settings.prerank.network and (said := self._said.get(self.settings.prerank.family)):
+            self.prerank_refresher.want(said.champion)
+        if self.settings.creatives.network and (said := self._said.get(self.settings.creatives.family)):
+            self.creative_refresher.want(said.champion)
 
     def _refuse(self, topic: str, record: Record, error: Exception) -> None:
         self.metrics.records.labels(topic, "refused").inc()
@@ -301,8 +320,7 @@ async def _run(
         "catalog": service.take_ads,
         "prior-updates": service.take_counts,
     }
-    followers = (service.refresher, service.prerank_refresher, service.latest_follower)
-    background = [asyncio.create_task(one.run()) for one in followers]
+    background = [asyncio.create_task(one.run()) for one in service.followers]
     opening = asyncio.create_task(service.users.open()) if service.users else None
     background += [asyncio.create_task(service.follow(name, options, take)) for name, take in takes.items()]
     serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
@@ -30,7 +31,7 @@ from models.update import Learner, UpdateReport
 from models.window import Slide, Window
 from stream.announcement import Announcement, Promotion, encode_announcement, newest_announcement
 from stream.commands import Command, read_commands
-from stream.families import Family, click_family, prerank_family
+from stream.families import Family, families_of
 from stream.feed import Block, BlockFeed, saved_positions
 from stream.kafka import Record
 from stream.roles import SESSION_S, Cluster, RoleError, delivered, find_cluster, log, make_app, run_app
@@ -53,25 +54,20 @@ def run_train_worker(settings: Settings, *, registry: CollectorRegistry | None =
     cluster = find_cluster(settings)
     app = make_app(cluster, f"train-{settings.model.family}")
     metrics = TrainMetrics(registry or CollectorRegistry())
-    clicks = TrainService(settings, cluster, click_family(settings), metrics)
+    learners = [(family, TrainService(settings, cluster, family, metrics)) for family in families_of(settings)]
+    for topic in sorted({family.topic for family, _ in learners}):
+        taken_by = [service for family, service in learners if family.topic == topic]
+        app.agent(app.topic(cluster.topic(topic)), name=f"learn-{topic}")(_learning(taken_by))
+    run_app(app, *(service for _, service in learners))
 
-    @app.agent(app.topic(cluster.topic("examples")))
+
+def _learning(services: Sequence[TrainService]) -> Callable[[faust.StreamT[bytes]], Awaitable[None]]:
     async def learn(stream: faust.StreamT[bytes]) -> None:
         async for partition, record in delivered(stream):
-            await clicks.take(partition, record)
+            for service in services:
+                await service.take(partition, record)
 
-    family = prerank_family(settings)
-    if family is None:
-        run_app(app, clicks)
-        return
-    candidates = TrainService(settings, cluster, family, metrics)
-
-    @app.agent(app.topic(cluster.topic("chains")))
-    async def learn_candidates(stream: faust.StreamT[bytes]) -> None:
-        async for partition, record in delivered(stream):
-            await candidates.take(partition, record)
-
-    run_app(app, clicks, candidates)
+    return learn
 
 
 def trainer_group(settings: Settings, cluster: Cluster) -> str:
@@ -238,7 +234,7 @@ class TrainService(mode.Service):
             log.warning("train: slide %d: %d of %d rows left out", report.slide, report.left_out, report.rows)
         if self._settings.kafka.clock == "live" and learn_s > length_s:
             took = f"{length_s:.0f} s were learnt in {learn_s:.0f} s"
-            section = "update" if self._family.kind == "click" else "prerank"
+            section = "update" if self._family.kind == "click" else self._family.kind
             log.warning("train: slide %d: cannot keep up, %s; set [%s] rows_max", report.slide, took, section)
 
     def _obey_and_save(self, positions: dict[int, int], commands: list[tuple[int, Command]]) -> Announcement | None:

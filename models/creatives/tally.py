@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.fields import Field
-from features.posteriors import beta_posterior, parent_rates
+from features.posteriors import overall_rate, smoothed
 from features.priors import Counts, Floats, Ints, PriorTable
 from features.strength import add_losses, best_strength, initial_losses
 
@@ -93,18 +93,15 @@ def posteriors(tally: Tally, strength: Floats) -> tuple[Floats, Floats]:
         tally: What was counted.
         strength: Impressions that the prior of an ad and that of a creative are worth, (2, 1).
     """
-    ad, creative = (index.ravel() for index in np.indices(tally.present.shape))
-    table = dataclasses.replace(NO_COUNTS, strength=strength)
-    clicks, others = beta_posterior(tally.rows(ad, creative), _keys(len(ad)), table, FIELDS, LEVELS, of=FIELDS[1])
-    return clicks.reshape(tally.present.shape), others.reshape(tally.present.shape)
+    return smoothed(tally.impressions, tally.clicks, ad_rates(tally, strength)[:, None], strength[1])
 
 
 def ad_rates(tally: Tally, strength: Floats) -> Floats:
     """Return the posterior rate of each ad, which its creatives lean on, (A,); `strength` as for `posteriors`."""
-    ads = np.arange(len(tally.present))
-    table = dataclasses.replace(NO_COUNTS, strength=strength)
-    counts = tally.rows(ads, tally.present.argmax(axis=1))
-    return parent_rates(counts, _keys(len(ads)), table, FIELDS, LEVELS)[:, 1, 0]
+    prior = overall_rate(tally.root_impressions, tally.root_clicks)
+    clicks, others = smoothed(tally.impressions.sum(axis=1), tally.clicks.sum(axis=1), prior, strength[0])
+    rates: Floats = clicks / (clicks + others)
+    return rates
 
 
 def fit_strength(seen: Iterable[tuple[Counts, Floats]]) -> Floats:

@@ -35,9 +35,14 @@ def prerank_fields(fields: Sequence[Field]) -> tuple[Field, ...]:
     return tuple(field for field in fields if field.side in ("user", "context", "item"))
 
 
+def creative_fields(fields: Sequence[Field]) -> tuple[Field, ...]:
+    """Return the fields that creative rankers read: those of a pre-ranker, and the creative's."""
+    return tuple(field for field in fields if field.side in ("user", "context", "item", "creative"))
+
+
 def is_of_ad(field: Field) -> bool:
-    """Tell whether a field belongs to the ad's half."""
-    return field.side == "item"
+    """Tell whether a field belongs to the ad's half: that of an ad, or of one of its creatives."""
+    return field.side in ("item", "creative")
 
 
 def told_by_counts(vocabulary: Vocabulary, table: PriorTable) -> Tensor:

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from features.encode import Keys, encode, hash_strings, mix
 from features.fields import Field, field_slots, id_field, slot_counts
-from features.priors import Floats, Ints, PriorTable, SettledRows, find, in_order
+from features.priors import CORRECTION, Floats, Ints, PriorTable, SettledRows, find, in_order
 from features.vocabulary import UNKNOWN_ROW, Vocabulary, revise
 from models.batch import ROWS_MAX, minibatches
 from models.evaluate import Evaluation, grouped_auc
@@ -69,7 +69,7 @@ class Candidates:
         labels: See models/prerank/heads.py, (N,).
         weights: 1 over the probability with which each is there, (N,).
         requests: Whose candidate each is, (N,).
-        clicks: 1 where it was exposed, (N,).
+        clicks: 1 where it was exposed; with the head `exposed`, clicked, (N,).
         buckets: The gate's bucket of its user, (N,).
         slices: The gate's slice of its item, (N,).
         left_out: How many are counted alone.
@@ -162,7 +162,7 @@ class PrerankTask:
             labels=labels[kept],
             weights=weights[kept],
             requests=requests.view(np.int64)[kept],
-            clicks=(labels != UNEXPOSED).astype(np.float64)[kept],
+            clicks=counted.astype(np.float64)[kept],
             buckets=(mix(users) % np.uint64(self.plan.buckets)).astype(np.int64)[kept],
             slices=slice_items(_item_evidence(keys[kept], fields, before.priors)),
             left_out=int((~kept).sum()),
@@ -255,6 +255,13 @@ def outputs_of(snapshot: Snapshot, keys: Keys) -> Tensor:
 def vectors_of(snapshot: Snapshot) -> Tensor:
     """Return the vector of each value that a snapshot knows, (R, D + 2)."""
     return torch.cat([snapshot.tensors["embedding.rows"], told_by_counts(snapshot.vocabulary, snapshot.priors)], dim=1)
+
+
+def exposed_rows(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return impressions of a block of examples as candidates that were all exposed; late clicks are left out."""
+    return frame.filter(pl.col("kind") != CORRECTION).with_columns(
+        label=pl.when(pl.col("click") == 1).then(pl.lit("clicked")).otherwise(pl.lit("exposed")), sample_rate=1.0
+    )
 
 
 def chain_rows(frame: pl.DataFrame) -> pl.DataFrame:

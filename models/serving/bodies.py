@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -96,11 +96,13 @@ class RankReader:
         self, candidates: list[str | NamedAd], ignored: set[str]
     ) -> tuple[list[str], dict[str, dict[str, Clean]]]:
         """Return the ids of the candidates, and the values that some come with."""
-        ids = [one if isinstance(one, str) else one.ad_id for one in candidates]
+        named = [one for one in candidates if not isinstance(one, str)]
+        ids = (
+            [one if isinstance(one, str) else one.ad_id for one in candidates] if named else cast(list[str], candidates)
+        )
         if len(set(ids)) < len(ids):
             twice = next(one for one, count in Counter(ids).items() if count > 1)
             raise Rejected("candidates", "must hold each ad once", f'"{twice}" twice')
-        named = (one for one in candidates if not isinstance(one, str))
         read = {one.ad_id: self._ad.read(one.values, "candidates", ignored) for one in named}
         return ids, {ad_id: values for ad_id, values in read.items() if values}
 

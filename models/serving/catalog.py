@@ -60,21 +60,23 @@ class CatalogAd(msgspec.Struct, frozen=True):
     v: int = VERSION
 
 
-class Creative(msgspec.Struct, frozen=True):
+class Creative(msgspec.Struct, frozen=True, gc=False):
     """A way to show an ad.
 
     Attributes:
         creative_id: Which.
         values: Of the creative's side, that it is scored on.
         keys: Of those values, (their S,).
+        tail: Those values as JSON, to be put behind its ad's `head`.
     """
 
     creative_id: str
     values: dict[str, Clean]
     keys: Keys
+    tail: bytes
 
 
-class Held(msgspec.Struct, frozen=True):
+class Held(msgspec.Struct, frozen=True, gc=False):
     """What the catalog holds of an active ad.
 
     Attributes:
@@ -83,6 +85,9 @@ class Held(msgspec.Struct, frozen=True):
         bid_micros: Its bid.
         creatives: The ways to show it.
         creative_keys: The keys of their ids, (how many,).
+        creative_names: What each is called among the creatives of all ads.
+        head: The values that are the same whatever the creative, as JSON without its end.
+        tail: The rest where none is chosen.
     """
 
     values: dict[str, Clean]
@@ -90,6 +95,9 @@ class Held(msgspec.Struct, frozen=True):
     bid_micros: int
     creatives: tuple[Creative, ...]
     creative_keys: Keys
+    creative_names: tuple[str, ...]
+    head: bytes
+    tail: bytes
 
 
 class Resolved:
@@ -126,12 +134,11 @@ class Resolved:
     def values(self, index: int) -> dict[str, Clean]:
         """Return the values of a candidate, the caller's over the catalog's."""
         ad_id, held = self.ids[index], self.held[index]
-        own = self.own.get(ad_id)
-        creative = self.chosen.get(index)
-        if held is not None and own is None and creative is None:
-            return held.values
-        of_creative = creative.values if creative else {}
-        return {**(held.values if held else {}), **of_creative, **(own or {}), self._catalog.id_name: ad_id}
+        known = held.values if held else {}
+        if creative := self.chosen.get(index):
+            others = {name: value for name, value in known.items() if name not in self._catalog.of_creatives}
+            known = others | creative.values
+        return {**known, **self.own.get(ad_id, {}), self._catalog.id_name: ad_id}
 
     def has_choice(self, index: int) -> bool:
         """Tell whether a candidate has creatives, and the caller named none of them."""
@@ -140,24 +147,43 @@ class Resolved:
 
     def ads(self, indices: Iterable[int]) -> list[Ad]:
         """Return candidates with all their values."""
-        return [Ad(self.ids[index], self.values(index)) for index in indices]
+        return [Ad(self.ids[index], msgspec.Raw(self._json(index))) for index in indices]
 
     def keys(self, indices: Sequence[int]) -> Keys:
         """Return the keys of candidates' values, (their number, S)."""
         if not indices:
             return self._catalog.encoder.keys({})[None][:0]
-        return np.stack([self._keys(index) for index in indices])
+        as_held = [self._as_held(index) for index in indices]
+        keys = np.stack(
+            [
+                self._catalog.encoder.keys(self.values(index)) if held is None else held.keys
+                for index, held in zip(indices, as_held, strict=True)
+            ]
+        )
+        chosen = [
+            (row, creative.keys)
+            for row, index in enumerate(indices)
+            if (creative := self.chosen.get(index)) is not None and as_held[row] is not None
+        ]
+        if chosen:
+            rows, of_creatives = zip(*chosen, strict=True)
+            keys[np.array(rows)[:, None], self._catalog.creative_slots] = np.stack(of_creatives)
+        return keys
 
-    def _keys(self, index: int) -> Keys:
-        held = self.held[index]
-        if held is not None and self.ids[index] not in self.own:
-            if (creative := self.chosen.get(index)) is None:
-                return held.keys
-            return self._catalog.keys_with(held, creative)
-        return self._catalog.encoder.keys(self.values(index))
+    def _as_held(self, index: int) -> Held | None:
+        """Return what is held of a candidate if that is all that is known of it."""
+        return None if self.own and self.ids[index] in self.own else self.held[index]
+
+    def _json(self, index: int) -> bytes:
+        held = self._as_held(index)
+        if held is None:
+            return _encode(self.values(index))
+        creative = self.chosen.get(index)
+        return held.head + (held.tail if creative is None else creative.tail)
 
 
 _decoder = msgspec.json.Decoder(CatalogAd)
+_encode = msgspec.json.Encoder().encode
 
 
 class AdReader:
@@ -206,6 +232,8 @@ class Catalog:
         id_name: The field that holds an ad's id.
         creative_name: The field that holds a creative's id; empty: there is none.
         encoder: Of the values of ads and their creatives.
+        creative_slots: Which of its slots a creative fills.
+        of_creatives: Names of the fields of creatives.
     """
 
     def __init__(self, fields: Sequence[Field], *, ads_max: int = ADS_MAX) -> None:
@@ -215,10 +243,10 @@ class Catalog:
         self.id_name = named.name
         self.creative_name = creative.name if creative else ""
         self._creative_encoder = ValueEncoder([field for field in raw_fields(fields) if field.side == "creative"])
-        self._of_creatives = {field.name for field in raw_fields(fields) if field.side == "creative"}
+        self.of_creatives = {field.name for field in raw_fields(fields) if field.side == "creative"}
         self.encoder = ValueEncoder([field for field in raw_fields(fields) if field.side in ("item", "creative")])
         widths = slot_counts(self.encoder.fields)
-        self._creative_slots = np.flatnonzero(np.repeat([f.side == "creative" for f in self.encoder.fields], widths))
+        self.creative_slots = np.flatnonzero(np.repeat([f.side == "creative" for f in self.encoder.fields], widths))
         of_creatives = self._creative_encoder.fields
         self._creative_slot = field_slots(of_creatives)[of_creatives.index(creative)].start if creative else None
         self._reader = AdReader(fields)
@@ -264,8 +292,7 @@ class Catalog:
         return {ad_id: self._ads.get(ad_id) for ad_id in changed}
 
     def all_ads(self) -> dict[str, Held | None]:
-        """Return every active ad, and count none as changed since."""
-        self._changed = set()
+        """Return every active ad."""
         return dict(self._ads)
 
     def resolve(self, ids: list[str], own: Mapping[str, dict[str, Clean]]) -> Resolved:
@@ -284,20 +311,26 @@ class Catalog:
         return Resolved(self, ids, held, own, inactive)
 
     def _held(self, ad: CatalogAd) -> Held:
-        shared = {name: value for name, value in ad.values.items() if name in self._of_creatives}
+        shared = {name: value for name, value in ad.values.items() if name in self.of_creatives}
         creatives = tuple(self._creative(one.creative_id, shared | one.values) for one in ad.creatives)
         first = creatives[0].values if creatives else {}
         values = ad.values | first | {self.id_name: ad.ad_id}
         slot = self._creative_slot
         ids = np.array([0 if slot is None else one.keys[slot] for one in creatives], np.uint64)
-        return Held(values, self.encoder.keys(values), ad.bid_micros, creatives, ids)
+        head = _encode(
+            {name: value for name, value in values.items() if not creatives or name not in self.of_creatives}
+        )
+        tail = creatives[0].tail if creatives else b"}"
+        names = tuple(f"{ad.ad_id}\n{one.creative_id}" for one in creatives)
+        return Held(values, self.encoder.keys(values), ad.bid_micros, creatives, ids, names, head[:-1], tail)
 
     def keys_with(self, held: Held, creative: Creative) -> Keys:
         """Return the keys of an ad that is shown with a creative, (S,)."""
         keys = held.keys.copy()
-        keys[self._creative_slots] = creative.keys
+        keys[self.creative_slots] = creative.keys
         return keys
 
     def _creative(self, creative_id: str, values: dict[str, Clean]) -> Creative:
         named = values | ({self.creative_name: creative_id} if self.creative_name else {})
-        return Creative(creative_id, named, self._creative_encoder.keys(named))
+        tail = b"," + _encode(named)[1:] if named else b"}"
+        return Creative(creative_id, named, self._creative_encoder.keys(named), tail)

@@ -1,35 +1,45 @@
-"""Which creative an ad is shown with: by the feature prior, which is there before any ad is scored.
+"""Which creative an ad is shown with: by the feature prior, which is there before any ad is scored, or by a ranker.
 
-Owns the choice for one request. Must not know requests, the catalog's records or how an ad is scored.
+Owns the choice for one request. Must not know requests, the catalog's records or how anything is scored.
 
 A creative's rate leans on its ad's, an ad's on the overall rate (models/creatives/). With probability 1 - `explore` the
-creative with the best posterior mean is taken, else one drawn evenly; so the propensity is exact, and every creative
-goes on being tried.
+best creative is taken, by that rate or by what a creative ranker says of this request, else one drawn evenly; so the
+propensity is exact, and every creative goes on being tried.
 
-Source: that ads need not wait for creatives, as these are chosen by a historical rate, is Peri-CR's (arXiv:2312.12750);
-that the choice rests on this rate alone, and the exploration, are ours.
+Source: that ads and creatives are ranked at the same time, the creatives by what is known of their ads historically, is
+Peri-CR's (arXiv:2312.12750); a choice by the prior alone, and the exploration, are ours.
 
 Shape legend: `A` ads, `C` creatives of an ad at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from features.encode import Keys
 from features.fields import Field, id_field
-from features.priors import Floats, PriorTable, lookup
-from models.creatives.policies import EpsilonGreedy, Uniform, choose
+from features.priors import Floats, PriorTable, lookup_longest
+from models.creatives.policies import EpsilonGreedy, Uniform, blindly, choose
 from models.creatives.tally import Tally
+from models.ope.policies import epsilon_greedy
+from models.serving.rank import Scores
 
 
-def choose_creatives(
+class Choice(NamedTuple):
+    """With which of its creatives each ad is shown, and with which probability that one was drawn, (A,) each."""
+
+    creative: npt.NDArray[np.int64]
+    propensity: Floats
+
+
+def choose_by_prior(
     table: PriorTable, fields: Sequence[Field], keys: Sequence[Keys], *, time_s: float, explore: float, seed: int
-) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Return which of its creatives each ad is shown with, and with which probability, (A,) each.
+) -> Choice:
+    """Return a choice by each creative's own rate, the same for everybody.
 
     Args:
         table: Counts of the click model.
@@ -39,16 +49,34 @@ def choose_creatives(
         explore: Share of even draws.
         seed: Decides the draws.
     """
-    width = max(map(len, keys))
-    present = np.arange(width) < np.array([len(one) for one in keys])[:, None]
+    present = _present(keys)
     rng = np.random.default_rng(seed)
     tally, item, creative = Tally.empty(present), id_field(fields, "item"), id_field(fields, "creative")
     if item is None or creative is None:
-        return choose(Uniform().probabilities(tally, rng), rng)
-    found = lookup(table, np.concatenate(keys)[:, None], max(time_s, table.as_of_s))
-    h = int(np.argmax(table.half_lives_s))
+        return Choice(*choose(Uniform().probabilities(tally, rng), rng))
     n, c = np.zeros(present.shape), np.zeros(present.shape)
-    n[present], c[present] = found.n[:, 0, h], found.c[:, 0, h]
-    tally = Tally(n, c, present, float(found.root_n[0, h]), float(found.root_c[0, h]))
-    strength = table.strength[[fields.index(item), fields.index(creative)]][:, [h]]
-    return choose(EpsilonGreedy(explore, strength).probabilities(tally, rng), rng)
+    n[present], c[present], *root = lookup_longest(table, np.concatenate(keys), max(time_s, table.as_of_s))
+    tally = Tally(n, c, present, *root)
+    strength = table.strength[[fields.index(item), fields.index(creative)]][:, [int(np.argmax(table.half_lives_s))]]
+    return Choice(*choose(EpsilonGreedy(explore, strength).probabilities(tally, rng), rng))
+
+
+def choose_by_scores(scores: Sequence[Scores], *, explore: float, seed: int) -> Choice:
+    """Return a choice by what a creative ranker says.
+
+    Args:
+        scores: Of each ad's creatives, one at least.
+        explore: Share of even draws.
+        seed: Decides the draws.
+    """
+    present = _present(scores)
+    of_ads = np.full(present.shape, -np.inf)
+    of_ads[present] = np.concatenate(scores)
+    probabilities = (1.0 - explore) * epsilon_greedy(of_ads, 0.0) + explore * blindly(present)
+    return Choice(*choose(probabilities, np.random.default_rng(seed)))
+
+
+def _present(of_ads: Sequence[Sized]) -> npt.NDArray[np.bool_]:
+    """Return which creatives each ad has, (A, C), from one thing per creative."""
+    counts = np.array([len(one) for one in of_ads])
+    return np.arange(counts.max()) < counts[:, None]

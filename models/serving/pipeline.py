@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -22,8 +24,8 @@ from features.encode import Keys, ValueEncoder, join_keys
 from features.fields import Field, raw_fields
 from infra.metrics import ServeMetrics
 from models.serving.bodies import RankReader
-from models.serving.catalog import BID_MICROS, Catalog, Resolved
-from models.serving.creatives import choose_creatives
+from models.serving.catalog import BID_MICROS, Catalog, Held, Resolved
+from models.serving.creatives import Choice, choose_by_prior, choose_by_scores
 from models.serving.prerank import Preranker, item_slots, prior_rates
 from models.serving.rank import Scorer, Scores, best_first
 from models.serving.schema import Clean, ClientEvent, RankAnswer, RankedAd, RankQuery, Served
@@ -65,6 +67,7 @@ class Rules(msgspec.Struct, frozen=True):
         sample_rate: Share of those that were not ranked which the request's record holds beside those that were; None:
             it holds what was shown.
         explore: Share of creatives that are drawn evenly.
+        creatives: When a creative ranker ranks: beside the ad ranker, before or behind it.
         deadline_s: After how much time ranking is left out; pre-ranking after half of it.
     """
 
@@ -73,6 +76,7 @@ class Rules(msgspec.Struct, frozen=True):
     keep: int
     sample_rate: float | None
     explore: float
+    creatives: Literal["parallel", "pre", "post"]
     deadline_s: float
 
 
@@ -82,6 +86,7 @@ class Pipeline:
     Attributes:
         sample: Keys of the last request's candidates, (K, S), and its time: what a new snapshot is warmed up on.
         prerank_sample: Keys of the last request's values, (S,), and of some of its candidates, (K, S), likewise.
+        creative_sample: The same with creatives.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Pipeline:
         *,
         holder: Holder[Scorer],
         prerankers: Holder[Preranker],
+        creative_rankers: Holder[Preranker],
         catalog: Catalog,
         publish: Publish,
         metrics: ServeMetrics,
@@ -121,8 +127,11 @@ class Pipeline:
         nothing = self._encoder.keys({}), catalog.encoder.keys({})[None]
         self.sample: tuple[Keys, float] = (self._joined(*nothing), 0.0)
         self.prerank_sample: tuple[Keys, Keys] = nothing
+        self.creative_sample: tuple[Keys, Keys] = nothing
         self._holder = holder
         self._prerankers = prerankers
+        self._creative_rankers = creative_rankers
+        self._beside = ThreadPoolExecutor(1, "creatives")
         self._catalog = catalog
         self._item_slots = item_slots(catalog.encoder.fields)
         self._publish = publish
@@ -145,7 +154,11 @@ class Pipeline:
             Unavailable: If there is no snapshot yet, or the request event cannot be written.
         """
         begun_s = self._clock()
-        scorer, preranker = self._holder.current, self._prerankers.current
+        scorer, preranker, creative_ranker = (
+            self._holder.current,
+            self._prerankers.current,
+            self._creative_rankers.current,
+        )
         if scorer is None:
             raise Unavailable("snapshot", "none has been announced yet, or none could be loaded")
         query = self._reader.read(body)
@@ -153,7 +166,8 @@ class Pipeline:
         time_s = self._now_s() if query.time_s is None else query.time_s
         self._metrics.candidates.observe(len(query.ids))
         values, is_without = await self._complete(query.values, time_s)
-        work = _Work(query, values, self._encoder.keys(values), scorer, preranker, time_s, begun_s, arm)
+        models = (scorer, preranker, creative_ranker)
+        work = _Work(query, values, self._encoder.keys(values), *models, time_s, begun_s, arm)
         work.degraded += ["users"] if is_without else []
         served, answer = self._answer(work)
         for part in answer.degraded:
@@ -182,10 +196,12 @@ class Pipeline:
         found = self._catalog.resolve(query.ids, query.own)
         kept = self._prerank(work, found)
         seed = xxhash.xxh3_64_intdigest(request_id.encode())
-        propensities = self._choose(work, found, kept, seed)
+        self._choose(work, found, kept, seed)
         pctrs = self._rank(work, found, kept)
         bids = np.array([held.bid_micros if (held := found.held[index]) else BID_MICROS for index in kept], np.float64)
         order = best_first(pctrs * bids, query.top).tolist()
+        shown = [kept[index] for index in order]
+        self._choose_again(work, found, shown, seed)
         ranked = [
             RankedAd(
                 ad_id := found.ids[kept[index]],
@@ -195,7 +211,7 @@ class Pipeline:
                 bid_micros=int(bids[index]),
                 ecpm_micros=float(pctrs[index] * bids[index] * 1000.0),
                 creative_id=one.creative_id if (one := found.chosen.get(kept[index])) else "",
-                propensity=propensities.get(kept[index], 1.0),
+                propensity=work.propensities.get(kept[index], 1.0),
                 token=self._sign(request_id, ad_id, position, work.time_s),
             )
             for position, index in enumerate(order)
@@ -205,21 +221,15 @@ class Pipeline:
             work.scorer.version,
             ranked,
             prerank=work.prerank,
+            creatives=work.creatives,
             degraded=work.degraded,
             ignored_fields=query.ignored_fields,
             inactive=found.inactive,
             arm=work.arm,
         )
-        shown = [kept[index] for index in order]
-        served = Served(
-            request_id,
-            work.time_s,
-            work.values,
-            found.ads(shown),
-            work.scorer.version,
-            split=self._split.name if work.arm else "",
-            arm=work.arm,
-        )
+        served = Served(request_id, work.time_s, work.values, found.ads(shown), work.scorer.version)
+        if work.arm:
+            served = msgspec.structs.replace(served, split=self._split.name, arm=work.arm)
         return self._with_others(served, found, kept, {*shown}, seed), answer
 
     def _prerank(self, work: _Work, found: Resolved) -> list[int]:
@@ -261,21 +271,65 @@ class Pipeline:
         """Return the keys of candidates, (K, S), of those of their request, and of the ads."""
         return join_keys(self._fields, [(self._encoder.fields, request), (self._of_ads, ads)])
 
-    def _choose(self, work: _Work, found: Resolved, kept: list[int], seed: int) -> dict[int, float]:
-        """Choose a creative for each candidate that has some; return with which probability, by its place."""
-        places = [index for index in kept if found.has_choice(index)]
-        if not places:
-            return {}
-        held = [one for index in places if (one := found.held[index]) is not None]
-        keys = [one.creative_keys for one in held]
-        table, explore = work.scorer.table, self._rules.explore
-        chosen, propensities = choose_creatives(
-            table, self._fields, keys, time_s=work.time_s, explore=explore, seed=seed
+    def _choose(self, work: _Work, found: Resolved, kept: list[int], seed: int) -> None:
+        """Choose a creative for each candidate that has some: what its ad is scored on."""
+        work.places = [index for index in kept if found.has_choice(index)]
+        if not work.places:
+            return
+        ranker, explore = work.creative_ranker, self._rules.explore
+        if ranker is not None and self._rules.creatives == "pre":
+            scores = self._creative_scores(ranker, work, found, work.places)
+            self._show_with(work, found, work.places, choose_by_scores(scores, explore=explore, seed=seed))
+            work.creatives = ranker.version
+            return
+        if ranker is not None and self._rules.creatives == "parallel":
+            work.pending = self._beside.submit(self._creative_scores, ranker, work, found, work.places)
+        keys = [held.creative_keys for held in _held(found, work.places)]
+        table, time_s = work.scorer.table, work.time_s
+        choice = choose_by_prior(table, self._fields, keys, time_s=time_s, explore=explore, seed=seed)
+        self._show_with(work, found, work.places, choice)
+        work.creatives = "prior"
+
+    def _choose_again(self, work: _Work, found: Resolved, shown: list[int], seed: int) -> None:
+        """Let a ranker that ranks beside or behind the ads choose the creatives of those that are shown."""
+        ranker, has_choice = work.creative_ranker, {*work.places}
+        places = [index for index in shown if index in has_choice]
+        if ranker is None or not places or self._rules.creatives == "pre":
+            return
+        left_s = self._rules.deadline_s - (self._clock() - work.begun_s)
+        if work.pending is None:
+            scores = None if left_s < 0.0 else self._creative_scores(ranker, work, found, places)
+        else:
+            try:
+                of_kept = work.pending.result(max(left_s, 0.0))
+            except TimeoutError:
+                scores = None
+            else:
+                by_place = dict(zip(work.places, of_kept, strict=True))
+                scores = [by_place[index] for index in places]
+        if scores is None:
+            work.degraded.append("creatives")
+            return
+        self._show_with(work, found, places, choose_by_scores(scores, explore=self._rules.explore, seed=seed))
+        work.creatives = ranker.version
+
+    def _creative_scores(self, ranker: Preranker, work: _Work, found: Resolved, places: list[int]) -> list[Scores]:
+        """Return what the creative ranker says of each creative of some candidates; it reads the catalog's values."""
+        begun_s, held = self._clock(), _held(found, places)
+        names = [name for one in held for name in one.creative_names]
+        pairs = [(one, creative) for one in held for creative in one.creatives]
+        scores = ranker.score(
+            work.keys, names, (), lambda at: np.stack([self._catalog.keys_with(*pairs[index]) for index in at])
         )
-        found.chosen = {
-            index: one.creatives[number] for index, one, number in zip(places, held, chosen.tolist(), strict=True)
-        }
-        return dict(zip(places, propensities.tolist(), strict=True))
+        ends = np.cumsum([len(one.creatives) for one in held])
+        self.creative_sample = (work.keys, np.stack([self._catalog.keys_with(*pair) for pair in pairs[:SAMPLED]]))
+        self._metrics.rank_latency_s.labels("creatives").observe(self._clock() - begun_s)
+        return np.split(scores, ends[:-1])
+
+    def _show_with(self, work: _Work, found: Resolved, places: list[int], choice: Choice) -> None:
+        for index, held, number in zip(places, _held(found, places), choice.creative.tolist(), strict=True):
+            found.chosen[index] = held.creatives[number]
+        work.propensities |= zip(places, choice.propensity.tolist(), strict=True)
 
     def _with_others(  # the parts of an answer
         self, served: Served, found: Resolved, kept: list[int], shown: set[int], seed: int
@@ -301,8 +355,17 @@ class _Work:
     keys: Keys  # of the request's values, (S,)
     scorer: Scorer
     preranker: Preranker | None
+    creative_ranker: Preranker | None
     time_s: float
     begun_s: float
     arm: str
     prerank: str = ""
+    creatives: str = ""
+    places: list[int] = field(default_factory=list)  # of the candidates whose creative is to be chosen
+    propensities: dict[int, float] = field(default_factory=dict)  # of those choices, by place
+    pending: Future[list[Scores]] | None = None  # what a creative ranker says of their creatives, while ads are ranked
     degraded: list[str] = field(default_factory=list)
+
+
+def _held(found: Resolved, places: Sequence[int]) -> list[Held]:
+    return [held for index in places if (held := found.held[index]) is not None]

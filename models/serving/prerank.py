@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from features.encode import Keys, field_key
 from features.fields import Field, id_field, slot_counts
-from features.priors import PriorTable, lookup
+from features.posteriors import overall_rate, smoothed
+from features.priors import PriorTable, lookup_longest
 from models.prerank.build import PRERANKERS, trunk_of
 from models.prerank.heads import head_scores
 from models.prerank.inputs import is_of_ad, pool, shares_of
@@ -111,7 +112,7 @@ class Preranker:
 
 def item_slots(fields: Sequence[Field]) -> npt.NDArray[np.int64]:
     """Return which slots of an ad's keys, in the order of these fields, a pre-ranker reads: not its creative's."""
-    return np.flatnonzero(np.repeat([is_of_ad(field) for field in fields], slot_counts(fields)))
+    return np.flatnonzero(np.repeat([field.side == "item" for field in fields], slot_counts(fields)))
 
 
 def prior_rates(table: PriorTable, fields: Sequence[Field], ad_ids: Sequence[str], time_s: float) -> Scores:
@@ -126,10 +127,8 @@ def prior_rates(table: PriorTable, fields: Sequence[Field], ad_ids: Sequence[str
     item = id_field(fields, "item")
     assert item is not None, "check_fields asks for an item id"
     keys = np.array([field_key(item, ad_id) for ad_id in ad_ids], np.uint64)
-    found = lookup(table, keys[:, None], max(time_s, table.as_of_s))
-    h = int(np.argmax(table.half_lives_s))
-    root: npt.NDArray[np.float64] = (found.root_c[:, h] + 1.0) / (found.root_n[:, h] + 2.0)
-    n, c = found.n[:, 0, h], np.minimum(found.c[:, 0, h], found.n[:, 0, h])
-    strength = float(table.strength[fields.index(item), h])
-    rates: Scores = ((c + strength * root) / (n + strength)).astype(np.float32)
+    n, c, *root = lookup_longest(table, keys, max(time_s, table.as_of_s))
+    strength = table.strength[fields.index(item), int(np.argmax(table.half_lives_s))]
+    clicks, others = smoothed(n, c, overall_rate(*root), strength)
+    rates: Scores = (clicks / (clicks + others)).astype(np.float32)
     return rates

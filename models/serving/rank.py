@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from features.encode import Keys
 from features.live_priors import PublishedCounts
-from features.priors import Counts, PriorTable, codes, lookup
+from features.priors import PriorTable, lookup
 from models.batch import Predictor
 from models.snapshot import Snapshot
 
@@ -62,24 +62,10 @@ class Scorer:
         """
         if not len(keys):
             return np.zeros(0, np.float32)
-        return self._predictor(keys, _lookup(self.table, keys, max(time_s, self.table.as_of_s)))
+        return self._predictor(keys, lookup(self.table, keys, max(time_s, self.table.as_of_s)))
 
 
 def best_first(scores: npt.NDArray[np.floating], top: int) -> npt.NDArray[np.int64]:
     """Return the indices of the `top` highest scores, highest first; ties in the order given."""
     order: npt.NDArray[np.int64] = np.argsort(-scores, kind="stable")
     return order[:top]
-
-
-def _lookup(table: PriorTable, keys: Keys, at_s: float) -> Counts:
-    """Return `lookup` of rows at one moment, each distinct key looked up once: candidates share most of theirs."""
-    distinct, place = codes(keys.ravel())
-    found = lookup(table, distinct[:, None], at_s)
-    shape = (*keys.shape, len(table.half_lives_s))
-    root = (len(keys), shape[2])
-    return Counts(
-        n=found.n[:, 0].take(place, axis=0).reshape(shape),
-        c=found.c[:, 0].take(place, axis=0).reshape(shape),
-        root_n=np.broadcast_to(found.root_n[0], root),
-        root_c=np.broadcast_to(found.root_c[0], root),
-    )

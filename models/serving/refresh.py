@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from features.encode import Keys
-from features.fields import Field
+from features.fields import Field, slot_counts
 from features.live_priors import CountUpdate, PublishedCounts
 from infra.metrics import ServeMetrics
 from models.registry import Registry
@@ -38,7 +38,9 @@ RETRY_MAX_S = 10.0  # a registry that was away is asked again within this time
 class Follower(ABC):
     """Brings in the snapshots that are wanted; see `want` and `run`."""
 
-    def __init__(self, registry: Registry, metrics: ServeMetrics, task: Literal["click", "latest", "prerank"]) -> None:
+    def __init__(
+        self, registry: Registry, metrics: ServeMetrics, task: Literal["click", "latest", "prerank", "creatives"]
+    ) -> None:
         """Begin wanting nothing.
 
         Args:
@@ -221,7 +223,7 @@ class Refresher(Follower):
 
 
 class PrerankRefresher(Follower):
-    """Follows the pre-ranker's announcements and the catalog; see `apply_ads`."""
+    """Follows the announcements of a pre-ranker, or a creative ranker, and the catalog; see `apply_ads`."""
 
     def __init__(
         self,
@@ -229,6 +231,7 @@ class PrerankRefresher(Follower):
         holder: Holder[Preranker],
         catalog: Catalog,
         metrics: ServeMetrics,
+        task: Literal["prerank", "creatives"],
         *,
         fields: Sequence[Field],
         sample: Callable[[], tuple[Keys, Keys]],
@@ -240,15 +243,18 @@ class PrerankRefresher(Follower):
             holder: Where the one that serves goes.
             catalog: The ads whose halves it holds.
             metrics: What is exported.
-            fields: What pre-rankers of the deployment read.
+            task: Whether it holds ads as a pre-ranker reads them, or each of their creatives.
+            fields: What these models read.
             sample: Keys of the last request's values, (S,), and of some of its candidates, (K, S), for warming up.
         """
-        super().__init__(registry, metrics, "prerank")
+        super().__init__(registry, metrics, task)
         self._holder = holder
         self._catalog = catalog
         self._fields = fields
         self._sample = sample
-        self._slots = item_slots(catalog.encoder.fields)
+        of_ads = catalog.encoder.fields
+        self._slots = item_slots(of_ads) if task == "prerank" else np.arange(sum(slot_counts(of_ads)))
+        self._names: dict[str, tuple[str, ...]] = {}  # by ad, those whose halves are held
         self._one_change = asyncio.Lock()
 
     async def bring_in(self, version: str) -> bool:
@@ -257,6 +263,7 @@ class PrerankRefresher(Follower):
         if current is not None and current.version == version:
             return True
         async with self._one_change:
+            self._names = {}
             ads = self._keys_of(self._catalog.all_ads())
             try:
                 preranker = await asyncio.to_thread(self._load, version, ads)
@@ -267,16 +274,26 @@ class PrerankRefresher(Follower):
         self._swapped(version)
         return True
 
-    async def apply_ads(self) -> None:
-        """Hold the halves of the ads that changed in the catalog."""
+    async def apply_ads(self, changed: Mapping[str, Held | None]) -> None:
+        """Hold the halves of ads that changed in the catalog; None: an ad is not active any more."""
         async with self._one_change:
-            current, changed = self._holder.current, self._catalog.take_changed()
-            if current is not None and changed:
+            if (current := self._holder.current) is not None and changed:
                 self._holder.swap(await asyncio.to_thread(current.with_ads, self._keys_of(changed)))
 
     def _keys_of(self, ads: Mapping[str, Held | None]) -> dict[str, Keys | None]:
-        """Return the keys that pre-rankers read of ads."""
-        return {ad_id: None if held is None else held.keys[self._slots] for ad_id, held in ads.items()}
+        """Return the keys that these models read of ads, by what their halves are called; None for those to drop."""
+        keys: dict[str, Keys | None] = {}
+        for ad_id, held in ads.items():
+            of_ad = {} if held is None else self._of_ad(ad_id, held)
+            keys |= dict.fromkeys(self._names.pop(ad_id, ())) | of_ad
+            self._names[ad_id] = tuple(of_ad)
+        return keys
+
+    def _of_ad(self, ad_id: str, held: Held) -> dict[str, Keys]:
+        if self._task == "prerank":
+            return {ad_id: held.keys[self._slots]}
+        named = zip(held.creative_names, held.creatives, strict=True)
+        return {name: self._catalog.keys_with(held, creative) for name, creative in named}
 
     def _load(self, version: str, ads: dict[str, Keys | None]) -> Preranker:
         """Return a pre-ranker that holds the ads and has proved itself on the last request."""

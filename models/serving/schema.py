@@ -104,10 +104,10 @@ class RankBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ad(msgspec.Struct, frozen=True, gc=False):
-    """A candidate as asked for: its id, and the values that the caller gave for it."""
+    """A candidate of a request: its id, and its values by field name as JSON."""
 
     ad_id: str
-    values: dict[str, Clean]
+    values: msgspec.Raw
 
 
 class RankQuery(msgspec.Struct, frozen=True):
@@ -164,7 +164,10 @@ class RankAnswer(msgspec.Struct, frozen=True):
         snapshot: Version of the snapshot that scored all of it.
         prerank: What chose the candidates that were ranked: version of a pre-ranker's snapshot, `prior`, or empty where
             all were ranked.
-        degraded: Parts that were left out to answer in time: `users` (the feature store), `prerank`, `rank`.
+        creatives: What chose the creatives: version of a creative ranker's snapshot, `prior`, or empty where none was
+            to be chosen.
+        degraded: Parts that were left out to answer in time: `users` (the feature store), `prerank`, `rank`,
+            `creatives`.
         inactive: Candidates that the catalog holds as inactive; they are not ranked.
         arm: Which arm of the experiment answered, `champion` or `latest`; `fallback`: the champion in place of the
             newest model, which could not be had. Empty without an experiment.
@@ -174,6 +177,7 @@ class RankAnswer(msgspec.Struct, frozen=True):
     snapshot: str
     ads: list[RankedAd]
     prerank: str = ""
+    creatives: str = ""
     degraded: list[str] = []
     ignored_fields: list[str] = []
     inactive: list[str] = []

@@ -45,6 +45,7 @@ def static_service(settings: Settings, snapshot: Snapshot) -> Ask:
         settings.fields,
         holder=holder,
         prerankers=Holder(),
+        creative_rankers=Holder(),
         catalog=catalog,
         publish=_tell_nobody,
         metrics=ServeMetrics(CollectorRegistry()),

@@ -67,6 +67,7 @@ class Service:
         self.log = EventLog()
         self.holder = ToldHolder()
         self.prerankers: Holder[Preranker] = Holder()
+        self.creative_rankers: Holder[Preranker] = Holder()
         self.catalog = Catalog(FIELDS)
         for i in range(20):
             values = {"tags": [f"t{i % 2}", f"t{i % 5}"]}
@@ -77,6 +78,7 @@ class Service:
             FIELDS,
             holder=self.holder,
             prerankers=self.prerankers,
+            creative_rankers=self.creative_rankers,
             catalog=self.catalog,
             publish=self.log.publish,
             metrics=self.metrics,
@@ -89,6 +91,7 @@ class Service:
                 keep=LIMITS.candidates_max,
                 sample_rate=None,
                 explore=0.0,
+                creatives="parallel",
                 deadline_s=60.0,
             ),
             split=split,

@@ -45,6 +45,7 @@ async def test_a_ranking_request_is_answered_in_json(client: httpx.AsyncClient) 
         "request_id": "q1",
         "snapshot": two_snapshots()[0].version,
         "prerank": "",
+        "creatives": "",
         "degraded": [],
         "ignored_fields": [],
         "inactive": [],

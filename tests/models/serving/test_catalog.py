@@ -9,7 +9,7 @@ import pytest
 
 from features.fields import Field
 from models.serving.catalog import Catalog, Resolved
-from models.serving.schema import Ad
+from models.serving.schema import NamedAd
 
 FIELDS = (
     Field(name="user_id", side="user"),
@@ -19,12 +19,12 @@ FIELDS = (
 )
 
 
-def resolve(catalog: Catalog, *asked: Ad) -> Resolved:
+def resolve(catalog: Catalog, *asked: NamedAd) -> Resolved:
     return catalog.resolve([ad.ad_id for ad in asked], {ad.ad_id: ad.values for ad in asked if ad.values})
 
 
-def all_of(found: Resolved) -> list[Ad]:
-    return found.ads(range(len(found)))
+def all_of(found: Resolved) -> list[NamedAd]:
+    return [NamedAd(ad.ad_id, json.loads(bytes(ad.values))) for ad in found.ads(range(len(found)))]
 
 
 def record(ad_id: str, **changed: Any) -> bytes:
@@ -39,34 +39,34 @@ def catalog() -> Catalog:
 
 
 def test_an_ad_named_by_id_gets_its_values_and_its_id(catalog: Catalog) -> None:
-    found = resolve(catalog, Ad("a", {}))
-    assert all_of(found) == [Ad("a", {"year": 1999.0, "tags": ["x"], "ad": "a"})]
+    found = resolve(catalog, NamedAd("a", {}))
+    assert all_of(found) == [NamedAd("a", {"year": 1999.0, "tags": ["x"], "ad": "a"})]
     assert (found.held[0] is not None, found.inactive) == (True, [])
 
 
 def test_an_unknown_ad_has_its_id_alone(catalog: Catalog) -> None:
-    found = resolve(catalog, Ad("new", {}), Ad("other", {"year": 2001.0}))
-    assert all_of(found) == [Ad("new", {"ad": "new"}), Ad("other", {"year": 2001.0, "ad": "other"})]
+    found = resolve(catalog, NamedAd("new", {}), NamedAd("other", {"year": 2001.0}))
+    assert all_of(found) == [NamedAd("new", {"ad": "new"}), NamedAd("other", {"year": 2001.0, "ad": "other"})]
     assert found.held == [None, None]
 
 
 def test_the_callers_values_win_field_by_field_but_never_the_id(catalog: Catalog) -> None:
-    found = resolve(catalog, Ad("a", {"year": None, "ad": "b"}))
-    assert all_of(found) == [Ad("a", {"year": None, "tags": ["x"], "ad": "a"})]
-    assert all_of(resolve(catalog, Ad("a", {})))[0].values["year"] == 1999.0
+    found = resolve(catalog, NamedAd("a", {"year": None, "ad": "b"}))
+    assert all_of(found) == [NamedAd("a", {"year": None, "tags": ["x"], "ad": "a"})]
+    assert all_of(resolve(catalog, NamedAd("a", {})))[0].values["year"] == 1999.0
 
 
 def test_an_inactive_ad_is_left_out_until_it_is_active_again(catalog: Catalog) -> None:
     catalog.put("a", record("a", active=False))
-    found = resolve(catalog, Ad("a", {}), Ad("b", {}))
+    found = resolve(catalog, NamedAd("a", {}), NamedAd("b", {}))
     assert ([ad.ad_id for ad in all_of(found)], found.inactive, len(catalog)) == (["b"], ["a"], 0)
     catalog.put("a", record("a"))
-    assert resolve(catalog, Ad("a", {})).held != [None]
+    assert resolve(catalog, NamedAd("a", {})).held != [None]
 
 
 def test_a_removed_ad_is_unknown(catalog: Catalog) -> None:
     catalog.put("a", None)
-    assert resolve(catalog, Ad("a", {})).held == [None]
+    assert resolve(catalog, NamedAd("a", {})).held == [None]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_an_ad_holds_its_bid_and_its_creatives_each_with_its_own_values_over_the
     catalog = Catalog(fields)
     creatives = [{"creative_id": "c1"}, {"creative_id": "c2", "values": {"size": 2, "image": "other"}}]
     catalog.put("a", record("a", values={"year": 1999, "size": 1}, creatives=creatives))
-    held = resolve(catalog, Ad("a", {})).held[0]
+    held = resolve(catalog, NamedAd("a", {})).held[0]
     assert held is not None
     assert held.bid_micros == 5
     assert [one.creative_id for one in held.creatives] == ["c1", "c2"]
@@ -117,4 +117,4 @@ def test_one_ad_too_many_is_refused_but_known_ones_still_change(catalog: Catalog
     with pytest.raises(ValueError, match="at most 2 ads"):
         catalog.put("c", record("c"))
     catalog.put("a", record("a", values={"year": 2000}))
-    assert all_of(resolve(catalog, Ad("a", {})))[0].values["year"] == 2000.0
+    assert all_of(resolve(catalog, NamedAd("a", {})))[0].values["year"] == 2000.0

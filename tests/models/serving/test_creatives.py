@@ -12,7 +12,7 @@ from features.encode import field_key
 from features.fields import Field
 from features.priors import PriorTable
 from models.serving.catalog import Catalog
-from models.serving.creatives import choose_creatives
+from models.serving.creatives import choose_by_prior
 
 AD, IMAGE, SIZE = Field("ad", "item"), Field("image", "creative"), Field("size", "creative", "number")
 FIELDS = (Field("user", "user"), AD, IMAGE, SIZE)
@@ -45,7 +45,7 @@ TABLE = counted(good=(500.0, 100.0), bad=(500.0, 5.0))
 
 
 def choose(keys: list[np.ndarray], *, explore: float = 0.0, seed: int = 0, table: PriorTable = TABLE) -> Any:
-    return choose_creatives(table, FIELDS, keys, time_s=NOW_S, explore=explore, seed=seed)
+    return choose_by_prior(table, FIELDS, keys, time_s=NOW_S, explore=explore, seed=seed)
 
 
 def test_the_best_by_what_is_known_is_taken_and_a_new_one_stands_between_good_and_bad() -> None:
@@ -70,7 +70,7 @@ def test_the_seed_decides() -> None:
 
 def test_without_a_field_of_creatives_they_are_drawn_evenly() -> None:
     fields, keys = FIELDS[:2], [np.zeros(2, np.uint64)] * 4000
-    chosen, propensities = choose_creatives(TABLE, fields, keys, time_s=NOW_S, explore=0.0, seed=0)
+    chosen, propensities = choose_by_prior(TABLE, fields, keys, time_s=NOW_S, explore=0.0, seed=0)
     assert chosen.mean() == pytest.approx(0.5, abs=0.05)
     assert set(propensities.tolist()) == {0.5}
 
@@ -92,8 +92,19 @@ def test_a_candidate_has_the_values_and_keys_of_the_creative_it_is_shown_with() 
     creatives = found.held[0].creatives if found.held[0] else ()
     found.chosen = {0: creatives[1]}
     assert found.values(0) == {"ad": "a", "image": "good", "size": 2.0}
+    assert json.loads(bytes(found.ads([0])[0].values)) == found.values(0)
     np.testing.assert_array_equal(found.keys([0])[0], held.encoder.keys(found.values(0)))
     assert held.resolve(["a"], {}).values(0) == before, "a choice is one request's"
+
+
+def test_a_creative_has_nothing_of_the_first_one() -> None:
+    held = Catalog(FIELDS)
+    creatives = [{"creative_id": "bad", "values": {"size": 1}}, {"creative_id": "good"}]
+    held.put("a", json.dumps({"ad_id": "a", "creatives": creatives}).encode())
+    found = held.resolve(["a"], {})
+    found.chosen = {0: found.held[0].creatives[1]}  # type: ignore[union-attr]
+    assert found.values(0) == json.loads(bytes(found.ads([0])[0].values)) == {"ad": "a", "image": "good"}
+    np.testing.assert_array_equal(found.keys([0])[0], held.encoder.keys(found.values(0)))
 
 
 def test_a_creative_that_the_caller_names_is_not_chosen_again() -> None:

@@ -19,7 +19,7 @@ from models.prerank.task import PrerankTask, chain_rows
 from models.serving.pipeline import Pipeline, Rules
 from models.serving.prerank import Preranker, prior_rates
 from models.serving.refresh import PrerankRefresher
-from models.serving.schema import Ad, RankAnswer, Served
+from models.serving.schema import NamedAd, RankAnswer, Served
 from models.serving.users import Users
 from models.snapshot import Snapshot
 from models.update import Learner
@@ -32,11 +32,11 @@ from tests.models.serving.trained import FIELDS, PLAN, two_snapshots
 N_ADS = 20
 VALUES: dict[str, Any] = {"user_id": "u1", "age": 30.0, "hour": 12.0}
 READ = prerank_fields(FIELDS)
-RULES = Rules(candidates_max=50, top=3, keep=6, sample_rate=0.5, explore=0.0, deadline_s=60.0)
+RULES = Rules(candidates_max=50, top=3, keep=6, sample_rate=0.5, explore=0.0, creatives="parallel", deadline_s=60.0)
 
 
-def ad(number: int) -> Ad:
-    return Ad(f"ad{number}", {"ad": f"ad{number}", "tags": [f"t{number % 2}", f"t{number % 5}"]})
+def ad(number: int) -> NamedAd:
+    return NamedAd(f"ad{number}", {"ad": f"ad{number}", "tags": [f"t{number % 2}", f"t{number % 5}"]})
 
 
 @functools.cache
@@ -77,11 +77,11 @@ OF_REQUEST = ValueEncoder([field for field in READ if field.side != "item"])
 OF_AD = ValueEncoder([field for field in READ if field.side == "item"])
 
 
-def keys_of(one: Ad) -> Keys:
+def keys_of(one: NamedAd) -> Keys:
     return OF_AD.keys(one.values)
 
 
-def scores(preranker: Preranker, ads: list[Ad], *, known: bool = True) -> np.ndarray:
+def scores(preranker: Preranker, ads: list[NamedAd], *, known: bool = True) -> np.ndarray:
     ids = [one.ad_id for one in ads]
     own = [] if known else ids
     return preranker.score(
@@ -113,12 +113,12 @@ def test_an_ads_half_is_the_same_from_the_catalog_and_from_the_request() -> None
 
 def test_ads_change_and_go_and_what_held_them_before_does_not_notice() -> None:
     before = Preranker.from_snapshot(prerank_snapshots()[0]).with_ads({f"ad{n}": keys_of(ad(n)) for n in range(N_ADS)})
-    first, changed = scores(before, [ad(0), ad(1)]), Ad("ad0", ad(19).values)
+    first, changed = scores(before, [ad(0), ad(1)]), NamedAd("ad0", ad(19).values)
     after = before.with_ads({"ad0": keys_of(changed), "ad1": None})
     assert scores(after, [ad(0)])[0] == pytest.approx(scores(before, [changed], known=False)[0], abs=1e-6)
     np.testing.assert_array_equal(scores(before, [ad(0), ad(1)]), first)
     np.testing.assert_allclose(scores(after, [ad(5), ad(7)]), scores(before, [ad(5), ad(7)]))
-    assert scores(after, [Ad("ad1", ad(19).values)])[0] == pytest.approx(scores(before, [ad(19)])[0], abs=0.5)
+    assert scores(after, [NamedAd("ad1", ad(19).values)])[0] == pytest.approx(scores(before, [ad(19)])[0], abs=0.5)
 
 
 def test_the_prior_orders_ads_by_their_clicks_and_gives_new_ones_the_overall_rate() -> None:
@@ -144,6 +144,7 @@ def narrow(service: Service, clock: Any = None, users: Users | None = None, **ch
         FIELDS,
         holder=service.holder,
         prerankers=service.prerankers,
+        creative_rankers=service.creative_rankers,
         catalog=service.catalog,
         publish=service.log.publish,
         metrics=service.metrics,
@@ -262,6 +263,7 @@ def refresher(service: Service) -> PrerankRefresher:
         service.prerankers,
         service.catalog,
         service.metrics,
+        "prerank",
         fields=READ,
         sample=lambda: service.pipeline.prerank_sample,
     )
@@ -275,12 +277,12 @@ async def test_a_pre_ranker_is_brought_in_with_the_catalogs_ads_and_follows_them
     first = service.prerankers.current
     assert first is not None
     service.catalog.put("ad0", json.dumps({"ad_id": "ad0", "values": {"tags": ["t1", "t4"]}}).encode())
-    await refresher.apply_ads()
+    await refresher.apply_ads(service.catalog.take_changed())
     second = service.prerankers.current
     assert second is not None
-    changed = Ad("ad0", {"ad": "ad0", "tags": ["t1", "t4"]})
+    changed = NamedAd("ad0", {"ad": "ad0", "tags": ["t1", "t4"]})
     assert scores(second, [ad(0)])[0] == pytest.approx(scores(first, [changed], known=False)[0], abs=1e-6)
-    await refresher.apply_ads()
+    await refresher.apply_ads(service.catalog.take_changed())
     assert service.prerankers.current is second, "nothing changed"
     assert await refresher.bring_in(prerank_snapshots()[1].version)
     assert (await rank(service))[0].prerank == prerank_snapshots()[1].version
