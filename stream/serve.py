@@ -44,7 +44,7 @@ from models.serving.split import Split
 from models.serving.users import Users
 from models.swap import Holder
 from models.train import use_threads
-from stream.announcement import decode_announcement
+from stream.announcement import Announcement, decode_announcement
 from stream.blocks import BlockError, decode_prior_update
 from stream.event_writer import EventWriter
 from stream.events import EVENT_BYTES_MAX
@@ -158,8 +158,7 @@ class _Service:
         self._creative_rankers: Holder[Preranker] = Holder()
         self._catalog = Catalog(settings.fields)
         self.users = _users(settings, metrics)
-        self._champions: dict[str, str] = {}  # by family
-        self._newest = ""  # of the click model's
+        self._said: dict[str, Announcement] = {}  # by family, the newest
         latest: Holder[Scorer] = Holder()
         self._pipeline = Pipeline(
             settings.fields,
@@ -249,9 +248,7 @@ class _Service:
                 self._refuse("snapshots", record, error)
                 continue
             self.metrics.records.labels("snapshots", "applied").inc()
-            self._champions[said.family] = said.champion
-            if said.family == self.settings.model.family:
-                self._newest = said.latest
+            self._said[said.family] = said
         if "snapshots" not in self._unread:
             self._want_models()
 
@@ -299,15 +296,15 @@ class _Service:
             gc.freeze()  # the ads and counts that are there stay: no request is to wait while they are scanned
 
     def _want_models(self) -> None:
-        """Want what serves in each family; a pre-ranker, or the newest model, only where the settings ask for one."""
-        if champion := self._champions.get(self.settings.model.family):
-            self.refresher.want(champion)
-        if self.settings.prerank.network and (champion := self._champions.get(self.settings.prerank.family)):
-            self.prerank_refresher.want(champion)
-        if self.settings.creatives.network and (champion := self._champions.get(self.settings.creatives.family)):
-            self.creative_refresher.want(champion)
-        if self.settings.split.share and self._newest:
-            self.latest_follower.want(self._newest)
+        """Want the champion, and of the other families and the newest model what the settings ask for."""
+        if said := self._said.get(self.settings.model.family):
+            self.refresher.want(said.champion)
+            if self.settings.split.share:
+                self.latest_follower.want(said.latest)
+        if self.settings.prerank.network and (said := self._said.get(self.settings.prerank.family)):
+            self.prerank_refresher.want(said.champion)
+        if self.settings.creatives.network and (said := self._said.get(self.settings.creatives.family)):
+            self.creative_refresher.want(said.champion)
 
     def _refuse(self, topic: str, record: Record, error: Exception) -> None:
         self.metrics.records.labels(topic, "refused").inc()

@@ -170,9 +170,8 @@ class Pipeline:
         time_s = self._now_s() if query.time_s is None else query.time_s
         self._metrics.candidates.observe(len(query.ids))
         values, is_without = await self._complete(query.values, time_s)
-        work = _Work(
-            query, values, self._encoder.keys(values), scorer, preranker, creative_ranker, time_s, begun_s, arm
-        )
+        models = (scorer, preranker, creative_ranker)
+        work = _Work(query, values, self._encoder.keys(values), *models, time_s, begun_s, arm)
         work.degraded += ["users"] if is_without else []
         served, answer = self._answer(work)
         for part in answer.degraded:
@@ -232,15 +231,9 @@ class Pipeline:
             inactive=found.inactive,
             arm=work.arm,
         )
-        served = Served(
-            request_id,
-            work.time_s,
-            work.values,
-            found.ads(shown),
-            work.scorer.version,
-            split=self._split.name if work.arm else "",
-            arm=work.arm,
-        )
+        served = Served(request_id, work.time_s, work.values, found.ads(shown), work.scorer.version)
+        if work.arm:
+            served = msgspec.structs.replace(served, split=self._split.name, arm=work.arm)
         return self._with_others(served, found, kept, {*shown}, seed), answer
 
     def _prerank(self, work: _Work, found: Resolved) -> list[int]:
