@@ -300,7 +300,12 @@ def _with_arms(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_behind(one: Row | Chain, before: Sequence[Row | Chain]) -> bool:
-    """Return whether a row corrects the one before it and leaves with it: a header counts both as one."""
+    """Return whether a row corrects the one before it and leaves with it: a header counts both as one.
+
+    Its click had come before they left: one that makes them leave is dealt with behind them, perhaps in the next block.
+    """
+    if isinstance(one, Row) and one.since == one.left_at:
+        return False
     return any((one.offset, one.left_at) == (other.offset, other.left_at) for other in before)
 
 

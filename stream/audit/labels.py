@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +28,7 @@ class Reading:
         *,
         start_s: float = 0.0,
         floors: Sequence[tuple[int, float]] = (),
+        refused: Mapping[int, str] | None = None,
     ) -> None:
         """Begin before the first record.
 
@@ -36,11 +37,13 @@ class Reading:
             rules_at: The rules that held for the record at an offset.
             start_s: The watermark just before the first record.
             floors: (offset, watermark), in order: from there on it is at least that; where rules changed.
+            refused: Rules of dead letters, by offset, that rest on records before the first one: they are not judged.
         """
         self._place = place
         self._rules_at = rules_at
         self._watermark_s = start_s
         self._floors = deque(floors)
+        self._refused = refused or {}
         self._found = Expected()
         self._by_request: defaultdict[str, list[Seen]] = defaultdict(list)
 
@@ -55,8 +58,8 @@ class Reading:
         found.offsets.append(offset)
         found.watermarks.append(self._watermark_s)
         found.changes.append((offset, "records", 1))
-        if event is None:
-            refuse(found, offset, rule)
+        if event is None or offset in self._refused:
+            refuse(found, offset, self._refused.get(offset, rule))
         elif isinstance(event, Tick):
             found.changes.append((offset, "ticks", 1))
         else:

@@ -166,6 +166,7 @@ class _Partition:
             _rules_by_offset(heads, start),
             start_s=start.resume_watermark_s if start else 0.0,
             floors=_floors(heads),
+            refused=await self._topics.letters_up_to(start) if start else None,
         )
         raw = {letter.offset: content for letter, content in letters.letters}
         async with self._topics.events(start.resume_at if start else None) as records:

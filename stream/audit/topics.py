@@ -98,6 +98,12 @@ class AuditTopics:
                 return Letters(letters)
             await asyncio.sleep(PAUSE_S)
 
+    async def letters_up_to(self, start: Head) -> dict[int, str]:
+        """Return the rules of the dead letters, by offset, of the records that a block still rests on."""
+        return {
+            letter.offset: letter.rule for letter, _ in await self._letters_between(start.resume_at - 1, start.through)
+        }
+
     async def blocks(self, topic: str, after: int) -> AsyncGenerator[Block, None]:
         """Yield the blocks of a topic behind a number."""
         async with self._records(topic, None, None) as records:

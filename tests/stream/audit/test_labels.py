@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -121,7 +121,8 @@ def audit(there: Topics, ran: Run, start: Head | None = None) -> Comparison:
     """Raise the first difference, if there is one."""
     heads = [(block.head, block.raw_head) for block in there.examples]
     check_heads(0, heads, [(block.head, block.raw_head) for block in there.chains])
-    comparison = Comparison(0, worked_out(ran, [head for head, _ in heads], start), start)
+    refused = {letter.offset: letter.rule for letter in there.letters if start and letter.offset <= start.through}
+    comparison = Comparison(0, worked_out(ran, [head for head, _ in heads], start, refused), start)
     for block, twin in zip(there.examples, there.chains, strict=True):
         if start is None or block.head.number > start.number:
             comparison.take(block, twin)
@@ -129,7 +130,9 @@ def audit(there: Topics, ran: Run, start: Head | None = None) -> Comparison:
     return comparison
 
 
-def worked_out(ran: Run, heads: Sequence[Head], start: Head | None) -> Expected:
+def worked_out(
+    ran: Run, heads: Sequence[Head], start: Head | None, refused: Mapping[int, str] | None = None
+) -> Expected:
     spans = [*(start.earlier if start else []), *((head.through, head.rules) for head in heads)]
     ends = [through for through, _ in spans]
 
@@ -140,7 +143,7 @@ def worked_out(ran: Run, heads: Sequence[Head], start: Head | None) -> Expected:
     from_offset, start_s = (start.resume_at, start.resume_watermark_s) if start else (0, 0.0)
     records = [record for record in ran.records if record.offset >= from_offset]
     changed = [floor for floor, head, nxt in zip(floors, heads, heads[1:], strict=False) if head.rules != nxt.rules]
-    reading = Reading(ran.place, rules_at, start_s=start_s, floors=changed)
+    reading = Reading(ran.place, rules_at, start_s=start_s, floors=changed, refused=refused)
     for record in records:
         reading.take(record)
     return reading.finish()
