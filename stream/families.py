@@ -12,13 +12,15 @@ from typing import Any, Literal
 import polars as pl
 
 from features.fields import Field
-from infra.settings import Settings
+from infra.settings import Settings, SettingsError
 from models.click_task import ClickTask
 from models.prerank.task import CANDIDATE, PrerankTask, chain_rows
 from models.task import Task
 from models.window import SOURCE, fit_columns
 from stream.blocks import Header, decode_block, decode_chains
 from stream.plan import new_plan, new_prerank_plan
+
+Kind = Literal["click", "prerank"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Family:
     """
 
     name: str
-    kind: Literal["click", "prerank"]
+    kind: Kind
     task: Task[Any, Any]
     topic: Literal["examples", "chains"]
     decode: Callable[[bytes], tuple[Header, pl.DataFrame]]
@@ -47,6 +49,18 @@ class Family:
     def fields(self) -> tuple[Field, ...]:
         """What its models read."""
         return self.task.plan.fields
+
+
+def family_of(settings: Settings, kind: Kind) -> Family:
+    """Return the family of a kind.
+
+    Raises:
+        SettingsError: If a name in the settings is unknown, or they turn no pre-ranker on.
+    """
+    family = click_family(settings) if kind == "click" else prerank_family(settings)
+    if family is None:
+        raise SettingsError('[prerank] network must be named for the family prerank, got ""; set it, or ask for click')
+    return family
 
 
 def click_family(settings: Settings) -> Family:
