@@ -166,7 +166,7 @@ class _Service:
             self._catalog,
             metrics,
             fields=prerank_fields(settings.fields),
-            sample=lambda: self._pipeline.prerank_sample,
+            samples=lambda: self._pipeline.prerank_samples.held,
         )
         self.refresher = Refresher(
             Registry(registry_url(settings)),
@@ -176,7 +176,7 @@ class _Service:
             half_lives_s=settings.priors.half_lives_s,
             evidence_min=settings.priors.evidence_min,
             counts_max=settings.priors.counts_max,
-            sample=lambda: self._pipeline.sample,
+            samples=lambda: self._pipeline.samples.held,
         )
         self.app = make_app(
             self._pipeline,

@@ -9,6 +9,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     prerank.py C thousands of candidates to hundreds
     creatives.py C which creative an ad is shown with
     users.py E what is known of a user beyond what the caller says
+    samples.py C a few recent requests, for new snapshots to prove themselves on
     pipeline.py E one request from candidates to answer
     refresh.py E brings new snapshots in
     keys.py C who may ask

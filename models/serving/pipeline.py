@@ -26,6 +26,7 @@ from models.serving.catalog import BID_MICROS, Catalog, Resolved
 from models.serving.creatives import choose_creatives
 from models.serving.prerank import Preranker, item_slots, prior_rates
 from models.serving.rank import Scorer, Scores, best_first
+from models.serving.samples import Samples
 from models.serving.schema import Clean, ClientEvent, RankAnswer, RankedAd, RankQuery, Served
 from models.serving.users import Users
 from models.swap import Holder
@@ -79,8 +80,9 @@ class Pipeline:
     """Answers ranking requests.
 
     Attributes:
-        sample: Keys of the last request's candidates, (K, S), and its time: what a new snapshot is warmed up on.
-        prerank_sample: Keys of the last request's values, (S,), and of some of its candidates, (K, S), likewise.
+        samples: Keys of the candidates of some recent requests, (K, S), and their times: what a new snapshot is warmed
+            up on.
+        prerank_samples: Keys of the values of some, (S,), and of some of their candidates, (K, S), likewise.
     """
 
     def __init__(
@@ -114,8 +116,8 @@ class Pipeline:
         self._of_ads = catalog.encoder.fields
         self._encoder = ValueEncoder([field for field in raw_fields(fields) if field.side in ("user", "context")])
         nothing = self._encoder.keys({}), catalog.encoder.keys({})[None]
-        self.sample: tuple[Keys, float] = (self._joined(*nothing), 0.0)
-        self.prerank_sample: tuple[Keys, Keys] = nothing
+        self.samples: Samples[tuple[Keys, float]] = Samples((self._joined(*nothing), 0.0))
+        self.prerank_samples: Samples[tuple[Keys, Keys]] = Samples(nothing)
         self._holder = holder
         self._prerankers = prerankers
         self._catalog = catalog
@@ -219,7 +221,7 @@ class Pipeline:
         else:
             work.prerank = preranker.version
             scores = preranker.score(work.keys, found.ids, found.own, lambda at: found.keys(at)[:, self._item_slots])
-        self.prerank_sample = (work.keys, found.keys([*range(SAMPLED)]))
+        self.prerank_samples.add((work.keys, found.keys([*range(SAMPLED)])), len(found))
         self._metrics.rank_latency_s.labels("prerank").observe(self._clock() - begun_s)
         kept: list[int] = best_first(scores, keep).tolist()
         return kept
@@ -234,7 +236,7 @@ class Pipeline:
             return np.zeros(0, np.float32)
         keys = self._joined(work.keys, found.keys(kept))
         pctrs = work.scorer.score(keys, work.time_s)
-        self.sample = (keys, work.time_s)
+        self.samples.add((keys, work.time_s), len(keys))
         self._metrics.rank_latency_s.labels("rank").observe(self._clock() - begun_s)
         return pctrs
 
