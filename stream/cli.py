@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import secrets
 import sys
 from collections.abc import Iterator
@@ -193,10 +194,17 @@ def serve(
     with _clear_errors():
         settings = read_settings(config)
         from stream.roles import LOGGING, find_cluster
-        from stream.serve import serve as run
 
         dictConfig(LOGGING)
-        asyncio.run(run(settings, find_cluster(settings).bootstrap_servers, port=port))
+        bootstrap = find_cluster(settings).bootstrap_servers
+        if settings.serve.processes > 1:
+            from stream.servers import serve_together
+
+            serve_together(settings, bootstrap, port=port, announce=functools.partial(print, flush=True))
+        else:
+            from stream.serve import serve as run
+
+            asyncio.run(run(settings, bootstrap, port=port))
 
 
 @app.command()

@@ -96,7 +96,7 @@ def make_app(
         return _json(found, 200 if found.ready else 503)
 
     async def exported(_: Request) -> Response:
-        content, media_type = expose(metrics.registry)
+        content, media_type = expose(metrics.exported())
         return Response(content, media_type=media_type)
 
     async def openapi(_: Request) -> Response:
