@@ -18,7 +18,7 @@ from prometheus_client.exposition import start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-ROUTES = ("rank", "events", "healthz", "readyz", "metrics", "openapi", "other")
+ROUTES = ("rank", "explain", "events", "healthz", "readyz", "metrics", "openapi", "other")
 # A ranking request was let in, refused because the queue was full, or dropped because it had waited too long.
 ADMISSIONS = ("admitted", "full", "stale")
 EVENT_TYPES = ("request", "impression", "click")

@@ -6,6 +6,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     bodies.py C bytes from outside to checked values
     catalog.py C the ads that can be named by id
     rank.py C candidates to probabilities to an order
+    explain.py C why an ad got its score
     prerank.py C thousands of candidates to hundreds
     creatives.py C which creative an ad is shown with
     users.py E what is known of a user beyond what the caller says

@@ -80,6 +80,11 @@ def make_app(
         async with admission.place():
             return _json(await pipeline.rank(body))
 
+    async def explain(request: Request) -> Response:
+        body = await _body(request, limits.body_bytes_max)
+        async with admission.place():
+            return _json(await pipeline.explain(body))
+
     async def events(request: Request) -> Response:
         body = await _body(request, limits.body_bytes_max)
         read = read_events(body, events_max=limits.events_max, now_s=now_s(), ahead_max_s=limits.ahead_max_s)
@@ -104,6 +109,7 @@ def make_app(
 
     endpoints: dict[str, Endpoint] = {
         "rank": rank,
+        "explain": explain,
         "events": events,
         "healthz": healthz,
         "readyz": readyz,

@@ -10,6 +10,7 @@ which values, is written before the answer leaves, so that no impression can com
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +23,13 @@ from features.encode import Keys, ValueEncoder, join_keys
 from features.fields import Field, raw_fields
 from infra.metrics import ServeMetrics
 from models.serving.bodies import RankReader
-from models.serving.catalog import BID_MICROS, Catalog, Resolved
+from models.serving.catalog import Catalog, Resolved
 from models.serving.creatives import choose_creatives
+from models.serving.explain import Trace, explain
 from models.serving.prerank import Preranker, item_slots, prior_rates
 from models.serving.rank import Scorer, Scores, best_first
 from models.serving.samples import Samples
-from models.serving.schema import Clean, ClientEvent, RankAnswer, RankedAd, RankQuery, Served
+from models.serving.schema import Clean, ClientEvent, ExplainAnswer, RankAnswer, RankedAd, RankQuery, Served
 from models.serving.users import Users
 from models.swap import Holder
 
@@ -140,15 +142,10 @@ class Pipeline:
             Unavailable: If there is no snapshot yet, or the request event cannot be written.
         """
         begun_s = self._clock()
-        scorer, preranker = self._holder.current, self._prerankers.current
-        if scorer is None:
-            raise Unavailable("snapshot", "none has been announced yet, or none could be loaded")
+        models = self._models()
         query = self._reader.read(body)
-        time_s = self._now_s() if query.time_s is None else query.time_s
         self._metrics.candidates.observe(len(query.ids))
-        values, is_without = await self._complete(query.values, time_s)
-        work = _Work(query, values, self._encoder.keys(values), scorer, preranker, time_s, begun_s)
-        work.degraded += ["users"] if is_without else []
+        work = await self._begin(query, *models, begun_s)
         served, answer = self._answer(work)
         for part in answer.degraded:
             self._metrics.degraded.labels(part).inc()
@@ -158,6 +155,59 @@ class Pipeline:
         self._metrics.rank_latency_s.labels("score").observe(scored_s - begun_s)
         self._metrics.rank_latency_s.labels("publish").observe(self._clock() - scored_s)
         return answer
+
+    async def explain(self, body: bytes) -> ExplainAnswer:
+        """Return why ads of a request have their scores; it is ranked, but nothing is written or left out for time.
+
+        Raises:
+            Rejected: If the body cannot be used.
+            Unavailable: If there is no snapshot yet.
+        """
+        models = self._models()
+        query, wanted = self._reader.read_explain(body)
+        work = await self._begin(query, *models, math.inf)
+        request_id = query.request_id or self._new_id()
+        found = self._catalog.resolve(query.ids, query.own)
+        kept = self._prerank(work, found)
+        seed = xxhash.xxh3_64_intdigest(request_id.encode())
+        self._choose(work, found, [index for index, ad_id in enumerate(found.ids) if ad_id in wanted], seed)
+        of_others = found.chosen
+        self._choose(work, found, kept, seed)  # by itself, as in a ranking: the draws are those of the ads in it
+        found.chosen = of_others | found.chosen
+        trace = Trace(
+            fields=self._fields,
+            request_id=request_id,
+            query=query,
+            time_s=work.time_s,
+            scorer=work.scorer,
+            values=work.values,
+            found=found,
+            kept=kept,
+            pctrs=self._rank(work, found, kept),
+            prerank=work.prerank,
+            prerank_scores=work.prerank_scores,
+            degraded=work.degraded,
+            keys=lambda places: self._joined(work.keys, found.keys(places)),
+        )
+        return explain(trace, wanted)
+
+    def _models(self) -> tuple[Scorer, Preranker | None]:
+        """Return what serves now.
+
+        Raises:
+            Unavailable: If nothing does.
+        """
+        scorer = self._holder.current
+        if scorer is None:
+            raise Unavailable("snapshot", "none has been announced yet, or none could be loaded")
+        return scorer, self._prerankers.current
+
+    async def _begin(self, query: RankQuery, scorer: Scorer, preranker: Preranker | None, begun_s: float) -> _Work:
+        time_s = self._now_s() if query.time_s is None else query.time_s
+        values, is_without = await self._complete(query.values, time_s)
+        work = _Work(query, values, self._encoder.keys(values), scorer, preranker, time_s, begun_s)
+        work.degraded += ["users"] if is_without else []
+        return work
 
     async def _complete(self, values: dict[str, Clean], time_s: float) -> tuple[dict[str, Clean], bool]:
         """Return the values of a request with those of its user in the store, and whether it had to go without."""
@@ -176,7 +226,7 @@ class Pipeline:
         seed = xxhash.xxh3_64_intdigest(request_id.encode())
         propensities = self._choose(work, found, kept, seed)
         pctrs = self._rank(work, found, kept)
-        bids = np.array([held.bid_micros if (held := found.held[index]) else BID_MICROS for index in kept], np.float64)
+        bids = np.array([found.bid_micros(index) for index in kept], np.float64)
         order = best_first(pctrs * bids, query.top).tolist()
         ranked = [
             RankedAd(
@@ -221,6 +271,7 @@ class Pipeline:
         else:
             work.prerank = preranker.version
             scores = preranker.score(work.keys, found.ids, found.own, lambda at: found.keys(at)[:, self._item_slots])
+        work.prerank_scores = scores
         self.prerank_samples.add((work.keys, found.keys([*range(SAMPLED)])), len(found))
         self._metrics.rank_latency_s.labels("prerank").observe(self._clock() - begun_s)
         kept: list[int] = best_first(scores, keep).tolist()
@@ -287,4 +338,5 @@ class _Work:
     time_s: float
     begun_s: float
     prerank: str = ""
+    prerank_scores: Scores | None = None  # of all candidates; None: all are ranked
     degraded: list[str] = field(default_factory=list)

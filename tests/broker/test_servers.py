@@ -193,8 +193,8 @@ async def test_two_processes_answer_on_one_port_and_one_that_is_killed_comes_bac
         await asyncio.sleep(1.0)
         traffic.end()
         await asking
-        assert traffic.n_good > 100
         assert len(traffic.bad) <= 4, traffic.bad
+        assert traffic.n_good > 20
         assert all(begun_s < gone_s for begun_s, _ in traffic.bad), "only what was under way may fail"
 
         clients = [httpx.AsyncClient(base_url=one.url, timeout=20.0, trust_env=False) for _ in range(24)]
