@@ -170,7 +170,8 @@ class Pipeline:
         found = self._catalog.resolve(query.ids, query.own)
         kept = self._prerank(work, found)
         seed = xxhash.xxh3_64_intdigest(request_id.encode())
-        self._choose(work, found, [index for index, ad_id in enumerate(found.ids) if ad_id in wanted], seed)
+        asked_for = {*wanted}
+        self._choose(work, found, [index for index, ad_id in enumerate(found.ids) if ad_id in asked_for], seed)
         of_others = found.chosen
         self._choose(work, found, kept, seed)  # by itself, as in a ranking: the draws are those of the ads in it
         found.chosen = of_others | found.chosen
