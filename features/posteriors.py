@@ -108,6 +108,20 @@ def parent_rates(
     return rates
 
 
+def posterior_rates(
+    counts: Counts, keys: Keys, table: PriorTable, fields: Sequence[Field], levels: Sequence[str]
+) -> Floats:
+    """Return each slot's own rate, in the order of the table's half-lives, (N, S, H).
+
+    The arguments are those of `dense_inputs`.
+    """
+    rates = np.empty((*keys.shape, len(table.half_lives_s)))
+    for rows, found in _posteriors(counts, keys, table, fields, levels):
+        for h, rate in zip(np.argsort(table.half_lives_s, kind="stable"), found.rate, strict=True):
+            rates[rows, :, h] = (1.0 / (1.0 + np.exp(-rate))).T
+    return rates
+
+
 def beta_posterior(
     counts: Counts, keys: Keys, table: PriorTable, fields: Sequence[Field], levels: Sequence[str], *, of: Field
 ) -> tuple[Floats, Floats]:

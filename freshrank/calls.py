@@ -17,6 +17,8 @@ import msgspec
 from freshrank.schema import (
     Click,
     EventsAnswer,
+    ExplainAnswer,
+    ExplainBody,
     Failed,
     Fault,
     Impression,
@@ -95,6 +97,12 @@ def rank(body: RankBody, patience: Patience) -> Steps[RankAnswer]:
     return _read(answer, RankAnswer)
 
 
+def explain(body: ExplainBody, patience: Patience) -> Steps[ExplainAnswer]:
+    """Return the steps of asking why ads have their scores."""
+    answer = yield from _ask("POST", "/v1/explain", msgspec.json.encode(body), patience, retried=_COME_BACK)
+    return _read(answer, ExplainAnswer)
+
+
 def events(several: Sequence[Impression | Click], patience: Patience) -> Steps[EventsAnswer]:
     """Return the steps of reporting events; that one or all of them are refused is an answer, too."""
     answer = yield from _ask("POST", "/v1/events", msgspec.json.encode(several), patience, retried=_COME_BACK)
@@ -118,6 +126,11 @@ def to_body(
 ) -> RankBody:
     """Return a ranking request."""
     return RankBody(list(candidates), request_id, dict(user), dict(context), top, time_s)
+
+
+def to_explain(body: RankBody, ads: Sequence[str]) -> ExplainBody:
+    """Return the request that asks why these ads have their scores; none: the best."""
+    return ExplainBody(**msgspec.structs.asdict(body), ads=list(ads))
 
 
 def _ask(method: str, path: str, content: bytes, patience: Patience, *, retried: Sequence[int]) -> Steps[Answered]:

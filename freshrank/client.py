@@ -22,6 +22,10 @@ from freshrank.schema import (
     Click,
     EventResult,
     EventsAnswer,
+    Evidence,
+    ExplainAnswer,
+    ExplainedAd,
+    ExplainedField,
     Failed,
     Fault,
     Impression,
@@ -30,6 +34,7 @@ from freshrank.schema import (
     RankedAd,
     Readiness,
     Refused,
+    Terms,
     Unavailable,
     Unreachable,
 )
@@ -41,6 +46,10 @@ __all__ = [
     "Client",
     "EventResult",
     "EventsAnswer",
+    "Evidence",
+    "ExplainAnswer",
+    "ExplainedAd",
+    "ExplainedField",
     "Failed",
     "Fault",
     "Impression",
@@ -49,6 +58,7 @@ __all__ = [
     "RankedAd",
     "Readiness",
     "Refused",
+    "Terms",
     "Unavailable",
     "Unreachable",
 ]
@@ -108,6 +118,34 @@ class Client:
         """
         body = calls.to_body(candidates, user, context, top, request_id=request_id or uuid.uuid4().hex, time_s=time_s)
         return self._run(calls.rank(body, self._patience))
+
+    def explain(
+        self,
+        candidates: Sequence[str | NamedAd],
+        *,
+        ads: Sequence[str] = (),
+        user: Mapping[str, Any] = _NOTHING,
+        context: Mapping[str, Any] = _NOTHING,
+        top: int | None = None,
+        request_id: str = "",
+        time_s: float | None = None,
+    ) -> ExplainAnswer:
+        """Return why ads have the scores that `rank` gives them; nothing of it is learnt.
+
+        Args:
+            candidates: As in `rank`, as are the others.
+            ads: Which of them are explained, 20 at most; default: the best.
+            user: Values by field name.
+            context: Values by field name.
+            top: How many ads at most, where none are named; default: the deployment's.
+            request_id: That of the ranking, where ads have creatives: these are drawn by it.
+            time_s: Event time, where the deployment's clock is that of a replay; default: now.
+
+        Raises:
+            CallError: As one of its kinds.
+        """
+        body = calls.to_body(candidates, user, context, top, request_id=request_id or uuid.uuid4().hex, time_s=time_s)
+        return self._run(calls.explain(calls.to_explain(body, ads), self._patience))
 
     def events(self, events: Sequence[Impression | Click]) -> EventsAnswer:
         """Report impressions and clicks; return what became of each.
@@ -185,6 +223,21 @@ class AsyncClient:
         """As `Client.rank`."""
         body = calls.to_body(candidates, user, context, top, request_id=request_id or uuid.uuid4().hex, time_s=time_s)
         return await self._run(calls.rank(body, self._patience))
+
+    async def explain(
+        self,
+        candidates: Sequence[str | NamedAd],
+        *,
+        ads: Sequence[str] = (),
+        user: Mapping[str, Any] = _NOTHING,
+        context: Mapping[str, Any] = _NOTHING,
+        top: int | None = None,
+        request_id: str = "",
+        time_s: float | None = None,
+    ) -> ExplainAnswer:
+        """As `Client.explain`."""
+        body = calls.to_body(candidates, user, context, top, request_id=request_id or uuid.uuid4().hex, time_s=time_s)
+        return await self._run(calls.explain(calls.to_explain(body, ads), self._patience))
 
     async def events(self, events: Sequence[Impression | Click]) -> EventsAnswer:
         """As `Client.events`."""

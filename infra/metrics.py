@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-ROUTES = ("rank", "events", "healthz", "readyz", "metrics", "openapi", "other")
+ROUTES = ("rank", "explain", "events", "healthz", "readyz", "metrics", "openapi", "other")
 # A ranking request was let in, refused because the queue was full, or dropped because it had waited too long.
 ADMISSIONS = ("admitted", "full", "stale")
 EVENT_TYPES = ("request", "impression", "click")
@@ -101,11 +102,27 @@ BRIDGE_OUTCOMES = (
 class ServeMetrics:
     """What the ranking service exports."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        """Register the group."""
+    def __init__(self, registry: CollectorRegistry, *, is_shared: bool = False) -> None:
+        """Register the group.
+
+        Args:
+            registry: Where.
+            is_shared: Several processes share their figures (prometheus_client's multiprocess mode): whichever is asked
+                exports counts and durations of all together, those of the dead included. Of the gauges it is the sum
+                of what waits, and of the others the least of the living, because an alert is about the one behind.
+        """
         self.registry = registry
+        self._is_shared = is_shared
         self._register_requests(registry)
         self._register_followed(registry)
+
+    def exported(self) -> CollectorRegistry:
+        """Return what Prometheus is to read."""
+        if not self._is_shared:
+            return self.registry
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # theirs
+        return registry
 
     def _register_requests(self, registry: CollectorRegistry) -> None:
         self.answers = Counter("freshrank_answers_total", "HTTP answers", ["route", "status"], registry=registry)
@@ -123,7 +140,10 @@ class ServeMetrics:
             registry=registry,
         )
         self.queued = Gauge(
-            "freshrank_rank_queue_count", "Ranking requests that wait for their turn", registry=registry
+            "freshrank_rank_queue_count",
+            "Ranking requests that wait for their turn",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.candidates = Histogram(
             "freshrank_rank_candidates_count",
@@ -169,12 +189,19 @@ class ServeMetrics:
             "freshrank_snapshot_slide_count",
             "Number of the last slide that the serving snapshot saw",
             registry=registry,
+            multiprocess_mode="livemin",
         )
         self.swapped_at_s = Gauge(
-            "freshrank_snapshot_swap_timestamp_seconds", "When the serving snapshot was swapped in", registry=registry
+            "freshrank_snapshot_swap_timestamp_seconds",
+            "When the serving snapshot was swapped in",
+            registry=registry,
+            multiprocess_mode="livemin",
         )
         self.counts_as_of_s = Gauge(
-            "freshrank_prior_counts_timestamp_seconds", "Event time of the counts in use", registry=registry
+            "freshrank_prior_counts_timestamp_seconds",
+            "Event time of the counts in use",
+            registry=registry,
+            multiprocess_mode="livemin",
         )
         self.counts_delay_s = Histogram(
             "freshrank_prior_counts_delay_seconds",
@@ -184,13 +211,20 @@ class ServeMetrics:
             buckets=DELAY_BUCKETS_S,
             registry=registry,
         )
-        self.prior_values = Gauge("freshrank_prior_values_count", "Values with counts in use", registry=registry)
+        self.prior_values = Gauge(
+            "freshrank_prior_values_count",
+            "Values with counts in use",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self.prior_evicted = Counter(
             "freshrank_prior_values_evicted_total",
             "Values whose published counts were dropped because of [priors] counts_max",
             registry=registry,
         )
-        self.catalog_ads = Gauge("freshrank_catalog_ads_count", "Active ads held in memory", registry=registry)
+        self.catalog_ads = Gauge(
+            "freshrank_catalog_ads_count", "Active ads held in memory", registry=registry, multiprocess_mode="livemin"
+        )
         self.records = Counter(
             "freshrank_followed_records_total",
             "Records read from followed topics",

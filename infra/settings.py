@@ -308,6 +308,7 @@ class ServeSettings(_Section, frozen=True):
     """[serve]: the ranking service and its limits.
 
     Attributes:
+        processes: How many answer on the port; each holds the model and the catalog.
         candidates_max: Ads of a ranking request.
         events_max: Events of a list.
         body_bytes_max: Bytes of a body.
@@ -325,6 +326,7 @@ class ServeSettings(_Section, frozen=True):
 
     host: str = "127.0.0.1"
     port: int = 8080
+    processes: int = 1
     candidates_max: int = 5000
     events_max: int = 1000
     body_bytes_max: int = 4_000_000
@@ -897,7 +899,16 @@ _POSITIVE = {  # numbers that must be > 0
     "prerank": ("keep", "sample_rate", "dim", "batch_rows", "learning_rate", "embedding_learning_rate", "margin"),
     "creatives": ("dim", "batch_rows", "learning_rate", "embedding_learning_rate"),
     "gate": ("alpha", "buckets", "evidence_clip", "harm_max"),
-    "serve": ("deadline_s", "candidates_max", "events_max", "body_bytes_max", "top", "concurrent_max", "stale_s"),
+    "serve": (
+        "processes",
+        "deadline_s",
+        "candidates_max",
+        "events_max",
+        "body_bytes_max",
+        "top",
+        "concurrent_max",
+        "stale_s",
+    ),
     "kafka": ("partitions",),
     "store": ("push_s", "max_age_s", "users_max", "read_s"),
     "registry": ("keep",),

@@ -38,6 +38,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     train_worker.py E the trainer on Kafka
     event_writer.py E events of the ranking service into Kafka
     serve.py E the ranking service on Kafka
+    servers.py E several processes of it on one port
     backtest.py E the same code over a file, without Kafka
     compare/ E many strategies over one file, each predicting a slide before it learns it
     leakcheck.py E what leaks from test to train in a log

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import secrets
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,9 @@ from infra.settings import SEED_MAX, Settings, SettingsError, read_settings, sta
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from stream.commands import Action
     from stream.dead_letters import Wanted
+    from stream.families import Kind
     from stream.roles import Cluster
 
 app = typer.Typer(
@@ -65,6 +68,10 @@ LetterOffset = Annotated[
 ]
 
 Version = Annotated[str, typer.Argument(help="Version of a snapshot.", show_default=False)]
+FamilyKind = Annotated[
+    Literal["click", "prerank", "creatives"],
+    typer.Option("--family", help="The click model's, the pre-ranker's or the creative ranker's."),
+]
 Note = Annotated[str, typer.Option("--note", help="Why, for those who ask later.")]
 
 out = Console(soft_wrap=True, emoji=False)  # what a name holds is not ours to turn into pictures
@@ -188,10 +195,17 @@ def serve(
     with _clear_errors():
         settings = read_settings(config)
         from stream.roles import LOGGING, find_cluster
-        from stream.serve import serve as run
 
         dictConfig(LOGGING)
-        asyncio.run(run(settings, find_cluster(settings).bootstrap_servers, port=port))
+        bootstrap = find_cluster(settings).bootstrap_servers
+        if settings.serve.processes > 1:
+            from stream.servers import serve_together
+
+            serve_together(settings, bootstrap, port=port, announce=functools.partial(print, flush=True))
+        else:
+            from stream.serve import serve as run
+
+            asyncio.run(run(settings, bootstrap, port=port))
 
 
 @app.command()
@@ -772,14 +786,14 @@ def catalog_show(
 
 
 @models_app.command("list")
-def models_list(config: Config, json: Json = None) -> None:
-    """Show the snapshots of the model family, how good they were and what became of them."""
+def models_list(config: Config, family: FamilyKind = "click", json: Json = None) -> None:
+    """Show the snapshots of a model family, how good they were and what became of them."""
     with _clear_errors():
         settings = read_settings(config)
         from stream.models_command import list_models
         from stream.roles import find_cluster
 
-        found = asyncio.run(list_models(settings, find_cluster(settings)))
+        found = asyncio.run(list_models(settings, find_cluster(settings), family))
         if json is None:
             from stream.tables import model_table
 
@@ -790,24 +804,31 @@ def models_list(config: Config, json: Json = None) -> None:
 
 
 @models_app.command("show")
-def models_show(config: Config, version: Version, json: Json = None) -> None:
+def models_show(
+    config: Config,
+    version: Annotated[str, typer.Argument(help="Which one.", show_default="what serves")] = "",
+    family: FamilyKind = "click",
+    json: Json = None,
+) -> None:
     """Print the manifest of one snapshot."""
     with _clear_errors():
         settings = read_settings(config)
-        from stream.models_command import show_model
+        from stream.models_command import champion_of, show_model
+        from stream.roles import find_cluster
 
+        version = version or asyncio.run(champion_of(settings, find_cluster(settings), family))
         _write_json(json or "-", show_model(settings, version))
 
 
 @models_app.command("why")
-def models_why(config: Config, json: Json = None) -> None:
+def models_why(config: Config, family: FamilyKind = "click", json: Json = None) -> None:
     """Say why the snapshot that serves does: the decision, its evidence and its guardrails."""
     with _clear_errors():
         settings = read_settings(config)
         from stream.models_command import why
         from stream.roles import find_cluster
 
-        found = asyncio.run(why(settings, find_cluster(settings)))
+        found = asyncio.run(why(settings, find_cluster(settings), family))
         if json is None:
             for line in found["text"]:
                 out.print(line, markup=False, highlight=False)
@@ -816,29 +837,33 @@ def models_why(config: Config, json: Json = None) -> None:
 
 
 @models_app.command("promote")
-def models_promote(config: Config, version: Version, note: Note = "", json: Json = None) -> None:
-    """Let a snapshot serve from the next slide on; what learns goes on learning."""
+def models_promote(
+    config: Config, version: Version, family: FamilyKind = "click", note: Note = "", json: Json = None
+) -> None:
+    """Let a snapshot serve; what learns goes on learning."""
     with _clear_errors():
-        _ask(read_settings(config), "promote", version, note, json)
+        _ask(read_settings(config), family, "promote", version, note, json)
 
 
 @models_app.command("rollback")
 def models_rollback(
     config: Config,
     to: Annotated[str, typer.Option("--to", help="Version; default: what served before.", show_default=False)] = "",
+    family: FamilyKind = "click",
     note: Note = "",
     json: Json = None,
 ) -> None:
-    """Let what served before serve again from the next slide on, and go on learning from it."""
+    """Let what served before serve again, and go on learning from it."""
     with _clear_errors():
-        _ask(read_settings(config), "rollback", to, note, json)
+        _ask(read_settings(config), family, "rollback", to, note, json)
 
 
-def _ask(settings: Settings, action: Literal["promote", "rollback"], version: str, note: str, json: str | None) -> None:
+def _ask(settings: Settings, family: Kind, action: Action, version: str, note: str, json: str | None) -> None:
+    from stream.commands import Command
     from stream.models_command import ask
     from stream.roles import find_cluster
 
-    asked = asyncio.run(ask(settings, find_cluster(settings), action, version, note))
+    asked = asyncio.run(ask(settings, find_cluster(settings), family, Command(action, version, note)))
     result = msgspec.to_builtins(asked.command) | {"offset": asked.offset, "has_trainer": asked.has_trainer}
     result["is_done"] = asked.is_done
     _report(json, result, asked.text)

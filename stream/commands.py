@@ -1,6 +1,6 @@
 """What people ask of a trainer on `commands`: serve this snapshot, or the one before again.
 
-Owns that record. Must not apply it: the trainer does, at the next slide boundary. The key is the model family; records
+Owns that record. Must not apply it: the trainer does, between two slides. The key is the model family; records
 with other keys (notes on dead letters) are no commands.
 """
 

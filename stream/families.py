@@ -12,7 +12,7 @@ from typing import Any, Literal
 import polars as pl
 
 from features.fields import Field
-from infra.settings import Settings
+from infra.settings import Settings, SettingsError
 from models.click_task import ClickTask
 from models.prerank.task import CANDIDATE, PrerankTask, chain_rows, exposed_rows
 from models.task import Task
@@ -50,6 +50,18 @@ class Family:
     def fields(self) -> tuple[Field, ...]:
         """What its models read."""
         return self.task.plan.fields
+
+
+def family_of(settings: Settings, kind: Kind) -> Family:
+    """Return the family of a kind.
+
+    Raises:
+        SettingsError: If a name in the settings is unknown, or they turn no such family on.
+    """
+    makes = {"click": click_family, "prerank": prerank_family, "creatives": creative_family}
+    if (family := makes[kind](settings)) is None:
+        raise SettingsError(f'[{kind}] network must be named for the family {kind}, got ""; set it, or ask for click')
+    return family
 
 
 def click_family(settings: Settings) -> Family:

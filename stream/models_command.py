@@ -5,6 +5,8 @@ Owns the results of these commands. Must not decide what is promoted: the gate d
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +18,14 @@ from infra.metrics import TrainMetrics
 from infra.settings import Settings, SettingsError, registry_url
 from models.registry import Registry
 from stream.announcement import Announcement, newest_announcement
-from stream.commands import Action, Command, send_command
+from stream.commands import Command, send_command
 from stream.explain import explain, model_rows
-from stream.families import click_family
+from stream.families import Family, Kind, family_of
 from stream.roles import Cluster
 from stream.train_worker import TrainService, group_members, trainer_group
+
+DONE_WAIT_S = 10.0  # by hand: a trainer that learns no slide right now does it within one second
+POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Asked:
     Attributes:
         command: The wish.
         offset: Its place in `commands`.
-        has_trainer: Whether a trainer was there to heed it.
-        is_done: Whether it was done at once, under the fence of the trainer that was not there.
+        has_trainer: Whether it was left to a trainer.
+        is_done: Whether it is announced by now, by the trainer or, without one, under its fence.
     """
 
     command: Command
@@ -44,15 +49,16 @@ class Asked:
         """One line for people."""
         line = f"{self.command.action} {self.command.version} is asked for"
         if self.has_trainer:
-            return f"{line}; the trainer does it when the next slide is complete"
+            late = "the trainer is at work on a slide, or cannot do it: see what it logs"
+            return f"{line}; {'the trainer has done it, and it serves now' if self.is_done else late}"
         if self.is_done:
             return f"{line}; no trainer is alive: it was done in its place, and serves now"
         return f"{line}; no trainer is alive, and it could not be done in its place: see what was logged"
 
 
-async def list_models(settings: Settings, cluster: Cluster) -> dict[str, Any]:
+async def list_models(settings: Settings, cluster: Cluster, kind: Kind) -> dict[str, Any]:
     """Return the JSON object of `freshrank models list`: see docs/cli.md."""
-    family, registry = settings.model.family, Registry(registry_url(settings))
+    family, registry = family_of(settings, kind).name, Registry(registry_url(settings))
     newest = await newest_announcement(cluster, family)
     manifests = [registry.manifest(version) for version in registry.versions()]
     rows = model_rows([manifest for manifest in manifests if manifest["family"] == family], newest)
@@ -60,8 +66,13 @@ async def list_models(settings: Settings, cluster: Cluster) -> dict[str, Any]:
     return {"name": settings.name, "family": family, **pointers, "models": rows}
 
 
+async def champion_of(settings: Settings, cluster: Cluster, kind: Kind) -> str:
+    """Return the version that serves."""
+    return (await _newest(cluster, family_of(settings, kind))).champion
+
+
 def show_model(settings: Settings, version: str) -> dict[str, Any]:
-    """Return the manifest of a snapshot.
+    """Return the manifest of a snapshot of any family.
 
     Raises:
         ValueError: If it is not in the registry, or not what was saved.
@@ -69,48 +80,52 @@ def show_model(settings: Settings, version: str) -> dict[str, Any]:
     return Registry(registry_url(settings)).manifest(version)
 
 
-async def why(settings: Settings, cluster: Cluster) -> dict[str, Any]:
+async def why(settings: Settings, cluster: Cluster, kind: Kind) -> dict[str, Any]:
     """Return the JSON object of `freshrank models why`: `text` for people, and what it was made of."""
-    newest = await _newest(settings, cluster)
+    newest = await _newest(cluster, family_of(settings, kind))
     return {"champion": newest.champion, "text": explain(newest), "announcement": msgspec.to_builtins(newest)}
 
 
-async def ask(settings: Settings, cluster: Cluster, action: Action, version: str, note: str) -> Asked:
-    """Ask the trainer to let a snapshot serve; without one it is done at once, under its fence.
+async def ask(settings: Settings, cluster: Cluster, kind: Kind, wish: Command) -> Asked:
+    """Ask the trainer to let a snapshot serve, and wait for it; without one it is done here, under its fence.
 
     Args:
         settings: Of the deployment.
         cluster: Its Kafka.
-        action: promote or rollback.
-        version: Which one; empty with rollback: what served before.
-        note: Why.
+        kind: Of the family.
+        wish: What is asked for; a rollback without a version: to what served before.
 
     Raises:
         ValueError: If there is no such snapshot, it cannot be used, or it serves already.
     """
-    newest = await _newest(settings, cluster)
-    version = version or (newest.since.former if newest.since else "")
+    family = family_of(settings, kind)
+    newest = await _newest(cluster, family)
+    version = wish.version or (newest.since.former if newest.since else "")
     if not version:
         raise SettingsError("rollback must have a snapshot to go back to, got none that served before; promote another")
     if version == newest.champion:
-        raise SettingsError(f"{action} must name a snapshot that does not serve, got {version}; choose another")
-    Registry(registry_url(settings)).load(version, fields=settings.fields)
-    command = Command(action, version, note)
+        raise SettingsError(f"{wish.action} must name a snapshot that does not serve, got {version}; choose another")
+    Registry(registry_url(settings)).load(version, fields=family.fields)
+    command = msgspec.structs.replace(wish, version=version)
     group = trainer_group(settings, cluster)
-    offset = await send_command(cluster, settings.model.family, command)
-    if await _has_trainer(cluster, group):
-        return Asked(command, offset, has_trainer=True, is_done=False)
-    service = TrainService(settings, cluster, click_family(settings), TrainMetrics(CollectorRegistry()))
+    offset = await send_command(cluster, family.name, command)
+    deadline_s = time.monotonic() + DONE_WAIT_S
+    while await _has_trainer(cluster, group):
+        newest = await _newest(cluster, family)
+        if newest.commands > offset or time.monotonic() > deadline_s:
+            return Asked(command, offset, has_trainer=True, is_done=newest.champion == version)
+        await asyncio.sleep(POLL_S)
+    service = TrainService(settings, cluster, family, TrainMetrics(CollectorRegistry()))
     announcement = await service.obey_alone()
     is_done = announcement is not None and announcement.champion == version
     return Asked(command, offset, has_trainer=False, is_done=is_done)
 
 
-async def _newest(settings: Settings, cluster: Cluster) -> Announcement:
-    newest = await newest_announcement(cluster, settings.model.family)
+async def _newest(cluster: Cluster, family: Family) -> Announcement:
+    newest = await newest_announcement(cluster, family.name)
     if newest is None:
         raise SettingsError(
-            f"{cluster.topic('snapshots')} must hold an announcement of the family {settings.model.family}, got none;"
+            f"{cluster.topic('snapshots')} must hold an announcement of the family {family.name}, got none;"
             " start a trainer and let it learn a slide"
         )
     return newest

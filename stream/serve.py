@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -57,6 +57,7 @@ from stream.wiring import new_tokens
 log = logging.getLogger("freshrank.serve")
 
 STOP_WAIT_S = 5.0
+READY_LOOK_S = 0.05
 REPLAY_AHEAD_S = 3.15e9  # a replay's counts are behind its events; a hundred years, which catches milliseconds
 _FOLLOWED = ("snapshots", "catalog", "prior-updates")
 
@@ -79,18 +80,73 @@ async def serve(
     Raises:
         ValueError: If the broker, a topic or the address cannot be had.
     """
+    with _listening(settings.serve.host, settings.serve.port if port is None else port) as listener:
+        host, port = listener.getsockname()[:2]
+        say = announce or functools.partial(print, flush=True)
+
+        async def answer(_: _Service, server: _Server) -> None:
+            server.tell = lambda: say(f"freshrank serves on http://{host}:{port}")
+            await server.serve(sockets=[listener])
+
+        await _serve(settings, bootstrap, answer, ServeMetrics(CollectorRegistry()))
+
+
+async def serve_beside(
+    settings: Settings,
+    bootstrap: str,
+    address: tuple[str, int],
+    *,
+    is_let: Callable[[], bool],
+    tell: Callable[[str], None],
+) -> None:
+    """Serve as one of several processes until SIGTERM or SIGINT (servers.py).
+
+    Args:
+        settings: Of the deployment.
+        bootstrap: host:port of the broker.
+        address: Where all of them listen.
+        is_let: Says whether this one may answer before it can rank.
+        tell: Is told `answers`, and `ranks` once it can rank.
+
+    Raises:
+        ValueError: If the broker, a topic or the address cannot be had.
+    """
+
+    async def answer(service: _Service, server: _Server) -> None:
+        async def until(is_so: Callable[[], bool]) -> None:
+            while not (server.should_exit or is_so()):  # noqa: ASYNC110  # it is seldom, and nobody waits for it
+                await asyncio.sleep(READY_LOOK_S)
+
+        def can_rank() -> bool:
+            return service.readiness().ready
+
+        await until(lambda: can_rank() or is_let())
+        with _listening(*address, reuse_port=True) as listener:
+            server.tell = lambda: tell("answers")
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            await until(lambda: can_rank() or serving.done())
+            if not (server.should_exit or serving.done()):
+                tell("ranks")
+            await serving
+
+    await _serve(settings, bootstrap, answer, ServeMetrics(CollectorRegistry(), is_shared=True))
+
+
+async def _serve(
+    settings: Settings, bootstrap: str, answer: Callable[[_Service, _Server], Awaitable[None]], metrics: ServeMetrics
+) -> None:
+    """Put the service together, and run it until it ends; `answer` lets it take requests."""
     await asyncio.to_thread(check_broker, bootstrap, security=settings.kafka.security)
     use_threads(settings.update.threads)
     gc.set_threshold(50_000, 20, 100)  # what a request makes is many, small and free of cycles
     options = client_options(bootstrap, settings.kafka.security)
-    metrics = ServeMetrics(CollectorRegistry())
-    with _listening(settings.serve.host, settings.serve.port if port is None else port) as listener:
-        await _check_topics(settings, options)
-        async with _producer(options) as producer:
-            await _check_partitions(settings, producer)
-            writer = EventWriter(producer, topic_name(settings.prefix, "events"), settings.kafka.partitions, metrics)
-            service = _Service(settings, writer, metrics)
-            await _run(service, options, listener, announce or functools.partial(print, flush=True))
+    await _check_topics(settings, options)
+    async with _producer(options) as producer:
+        await _check_partitions(settings, producer)
+        writer = EventWriter(producer, topic_name(settings.prefix, "events"), settings.kafka.partitions, metrics)
+        service = _Service(settings, writer, metrics)
+        server = _Server(service.app)
+        await _run(service, options, server, functools.partial(answer, service, server))
 
 
 def _signer(settings: Settings) -> Sign:
@@ -184,7 +240,7 @@ class _Service:
             metrics,
             "prerank",
             fields=prerank_fields(settings.fields),
-            sample=lambda: self._pipeline.prerank_sample,
+            samples=lambda: self._pipeline.prerank_samples.held,
         )
         self.creative_refresher = PrerankRefresher(
             Registry(registry_url(settings)),
@@ -193,7 +249,7 @@ class _Service:
             metrics,
             "creatives",
             fields=creative_fields(settings.fields),
-            sample=lambda: self._pipeline.creative_sample,
+            samples=lambda: self._pipeline.chooser.samples.held,
         )
         self.refresher = Refresher(
             Registry(registry_url(settings)),
@@ -203,7 +259,7 @@ class _Service:
             half_lives_s=settings.priors.half_lives_s,
             evidence_min=settings.priors.evidence_min,
             counts_max=settings.priors.counts_max,
-            sample=lambda: self._pipeline.sample,
+            samples=lambda: self._pipeline.samples.held,
             latest=latest,
         )
         self.latest_follower = LatestFollower(Registry(registry_url(settings)), self.refresher, metrics)
@@ -312,10 +368,8 @@ class _Service:
 
 
 async def _run(
-    service: _Service, options: Mapping[str, Any], listener: socket.socket, announce: Callable[[str], None]
+    service: _Service, options: Mapping[str, Any], server: _Server, answer: Callable[[], Awaitable[None]]
 ) -> None:
-    host, port = listener.getsockname()[:2]
-    server = _Server(service.app, lambda: announce(f"freshrank serves on http://{host}:{port}"))
     takes = {
         "snapshots": service.take_snapshots,
         "catalog": service.take_ads,
@@ -324,7 +378,7 @@ async def _run(
     background = [asyncio.create_task(one.run()) for one in service.followers]
     opening = asyncio.create_task(service.users.open()) if service.users else None
     background += [asyncio.create_task(service.follow(name, options, take)) for name, take in takes.items()]
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    serving = asyncio.ensure_future(answer())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.end)
@@ -349,7 +403,9 @@ async def _run(
 class _Server(uvicorn.Server):
     """Uvicorn inside our loop; the signals are ours, because it would send itself each one again at the end."""
 
-    def __init__(self, app: Any, started: Callable[[], None]) -> None:
+    tell: Callable[[], None]  # is called once requests are taken
+
+    def __init__(self, app: Any) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -362,11 +418,10 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(STOP_WAIT_S),
             )
         )
-        self._tell = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._tell()
+        self.tell()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -377,9 +432,9 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def _listening(host: str, port: int, **options: bool) -> Iterator[socket.socket]:
     try:
-        listener = socket.create_server((host, port), backlog=2048)
+        listener = socket.create_server((host, port), backlog=2048, **options)
     except OSError as error:
         raise ValueError(f"[serve] host and port must be free to listen on, got {host}:{port}: {error}") from None
     with listener:

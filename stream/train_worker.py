@@ -4,8 +4,9 @@ Owns the fence (one trainer per model family), the resume from the newest snapsh
 Must not learn or decide anything: models/update.py does. A Faust agent over blocks for each family; learning runs off
 the event loop.
 
-Invariants: a slide is learnt once all partitions have passed it, so its bits depend on the log alone; what is
-announced is in the registry; after a crash anywhere the same slides give the same snapshots again.
+Invariants: a slide is learnt once all partitions have passed it, so its bits depend on the log alone; what people ask
+for is done as soon as it is read, between two slides, and announced by itself; what is announced is in the registry;
+after a crash anywhere the same slides give the same snapshots again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from stream.announcement import Announcement, Promotion, encode_announcement, ne
 from stream.commands import Command, read_commands
 from stream.families import Family, families_of
 from stream.feed import Block, BlockFeed, saved_positions
+from stream.follow import follow
 from stream.kafka import Record
 from stream.roles import SESSION_S, Cluster, RoleError, delivered, find_cluster, log, make_app, run_app
 from stream.wiring import new_slides
@@ -87,6 +89,8 @@ class TrainService(mode.Service):
         self._registry = Registry(registry_url(settings))
         self._metrics = metrics
         self._producer: AIOKafkaProducer | None = None
+        self._turn = asyncio.Lock()  # learning a slide, or doing what people ask for
+        self._news = asyncio.Event()  # somebody asked for something
         self._thread = ThreadPoolExecutor(1, "learner", initializer=use_threads, initargs=(settings.update.threads,))
 
     async def on_start(self) -> None:
@@ -98,6 +102,22 @@ class TrainService(mode.Service):
         self._feed = BlockFeed(self._cluster, positions, self._family.topic, self._family.decode)
         async for block in self._feed.catch_up():
             await self._add(block)
+
+    @mode.Service.task
+    async def _follow_commands(self) -> None:
+        async def take(_: list[Record]) -> None:
+            self._news.set()
+
+        topic, options = self._cluster.topic("commands"), self._cluster.options
+        await follow(topic, take, options=options, at_end=lambda: None, failed=lambda: None)
+
+    @mode.Service.task
+    async def _heed_news(self) -> None:
+        while not self.should_stop:
+            await self._news.wait()
+            self._news.clear()
+            async with self._turn:
+                await self._heed()
 
     async def on_stop(self) -> None:
         """Leave; the slides that are still open are read again by the next trainer."""
@@ -132,10 +152,11 @@ class TrainService(mode.Service):
         family, slides, partitions = self._family, new_slides(self._settings), self._cluster.partitions
         newest = self._newest = await newest_announcement(self._cluster, family.name)
         self._commands = newest.commands if newest else 0
+        self._positions: dict[int, int] = {}
         if newest is None:
             self._learner = Learner(family.task)
             self._window = Window(partitions, slides, identity=family.identity)
-            return {}
+            return self._positions
         latest, manifest = self._registry.load(newest.latest, fields=family.fields)
         champion, _ = self._registry.load(newest.champion, fields=family.fields)
         former = self._registry.load(newest.former, fields=family.fields)[0] if newest.former else None
@@ -143,7 +164,8 @@ class TrainService(mode.Service):
         self._learner = Learner.resume(family.task, latest, champion, former)
         self._window = Window(partitions, slides, first_open=latest.slide + 1, identity=family.identity)
         log.info("train: resumes after slide %d from %s", latest.slide, newest.latest)
-        return saved_positions(manifest)
+        self._positions = saved_positions(manifest)
+        return self._positions
 
     async def _add(self, block: Block) -> None:
         header = block.header
@@ -152,10 +174,21 @@ class TrainService(mode.Service):
             await self._learn(slide)
 
     async def _learn(self, slide: Slide) -> None:
-        loop = asyncio.get_running_loop()
         positions = self._window.positions()
+        async with self._turn:
+            await self._heed()
+            loop = asyncio.get_running_loop()
+            await self._announce(await loop.run_in_executor(self._thread, self._learn_and_save, slide, positions))
+
+    async def _heed(self) -> Announcement | None:
+        """Do what people asked for since the newest announcement, and announce it; None where nothing was done."""
         commands = await read_commands(self._cluster, self._family.name, self._commands)
-        await self._announce(await loop.run_in_executor(self._thread, self._learn_and_save, slide, positions, commands))
+        if not commands:
+            return None
+        announcement = await asyncio.get_running_loop().run_in_executor(self._thread, self._obey_and_save, commands)
+        if announcement is not None:
+            await self._announce(announcement)
+        return announcement
 
     async def obey_alone(self) -> Announcement | None:
         """Take the fence, do what people asked for since the newest announcement, and announce it; learn nothing.
@@ -169,15 +202,11 @@ class TrainService(mode.Service):
         self._producer = self._new_producer()
         await self._producer.start()
         try:
-            positions = await self._restore()
-            commands = await read_commands(self._cluster, self._family.name, self._commands)
-            obey = asyncio.get_running_loop().run_in_executor(self._thread, self._obey_and_save, positions, commands)
-            if (announcement := await obey) is not None:
-                await self._announce(announcement)
+            await self._restore()
+            return await self._heed()
         finally:
             await self._producer.stop()
             self._thread.shutdown(wait=True)
-        return announcement
 
     def _new_producer(self) -> AIOKafkaProducer:
         fence = f"{self._cluster.prefix}.train-{self._family.name}"
@@ -192,17 +221,12 @@ class TrainService(mode.Service):
         said = announcement
         log.info("train: %s, slide %d, %s: %s", said.family, said.slide, said.decision, said.reason)
 
-    def _learn_and_save(
-        self, slide: Slide, positions: dict[int, int], commands: list[tuple[int, Command]]
-    ) -> Announcement:
+    def _learn_and_save(self, slide: Slide, positions: dict[int, int]) -> Announcement:
         started_s = time.perf_counter()
-        asked = self._obey_all(commands)
         judged = self._learner.latest.version
-        if asked:
-            self._registry.save(self._learner.latest, {"asked": msgspec.to_builtins(asked)})  # the next one's parent
         report = self._learner.learn(slide)
         learn_s = time.perf_counter() - started_s
-        announcement = to_announcement(self._family.name, report, learn_s, self._newest, asked)
+        announcement = to_announcement(self._family.name, report, learn_s, self._newest)
         announcement = msgspec.structs.replace(announcement, commands=self._commands)
         if report.drift:
             log.warning("train: slide %d: drift, says %s", report.slide, " and ".join(report.drift))
@@ -225,7 +249,7 @@ class TrainService(mode.Service):
         for snapshot in (self._learner.champion, self._learner.latest):
             self._registry.save(snapshot, context)
         self._registry.prune(self._settings.registry.keep, protect=versions_in_use(announcement))
-        self._newest = announcement
+        self._newest, self._positions = announcement, positions
         return announcement
 
     def _warn_of_overload(self, report: UpdateReport, learn_s: float) -> None:
@@ -237,25 +261,22 @@ class TrainService(mode.Service):
             section = "update" if self._family.kind == "click" else self._family.kind
             log.warning("train: slide %d: cannot keep up, %s; set [%s] rows_max", report.slide, took, section)
 
-    def _obey_and_save(self, positions: dict[int, int], commands: list[tuple[int, Command]]) -> Announcement | None:
+    def _obey_and_save(self, commands: list[tuple[int, Command]]) -> Announcement | None:
         before, asked = self._newest, self._obey_all(commands)
         if before is None or asked is None:
             return None
-        learner, reason = self._learner, asked_for(asked)
-        announcement = msgspec.structs.replace(
+        learner = self._learner
+        announcement = to_answer(
             before,
+            asked,
             champion=learner.champion.version,
             latest=learner.latest.version,
             former=learner.former.version if learner.former else "",
-            decision=asked.action,
-            reason=reason,
-            guards=[],
-            lost=[],
-            since=Promotion(before.slide, asked.action, reason, {}, [], before.champion),
             commands=self._commands,
         )
         for snapshot in (learner.champion, learner.latest):
-            self._registry.save(snapshot, {"positions": positions} | msgspec.to_builtins(announcement))
+            self._registry.save(snapshot, {"positions": self._positions} | msgspec.to_builtins(announcement))
+        self._newest = announcement
         return announcement
 
     def _obey_all(self, commands: list[tuple[int, Command]]) -> Command | None:
@@ -300,9 +321,7 @@ def versions_in_use(announcement: Announcement) -> set[str]:
     return (named | ({announcement.since.former} if announcement.since else set())) - {""}
 
 
-def to_announcement(
-    family: str, report: UpdateReport, learn_s: float, before: Announcement | None, asked: Command | None = None
-) -> Announcement:
+def to_announcement(family: str, report: UpdateReport, learn_s: float, before: Announcement | None) -> Announcement:
     """Return what is announced about one step.
 
     Args:
@@ -310,15 +329,12 @@ def to_announcement(
         report: Of the step.
         learn_s: Wall time that it took.
         before: The announcement before.
-        asked: What a person asked for and was done just before the step.
     """
     evidence, guards = asdict(report.evidence), [asdict(guard) for guard in report.guards]
     since = before.since if before else None
     if before is None or report.champion_version != before.champion:
         former = before.champion if before else ""
         since = Promotion(report.slide, report.decision, report.reason, evidence, guards, former)
-        if asked and report.champion_version == asked.version:
-            since = Promotion(report.slide, asked.action, asked_for(asked), {}, [], former)
     return Announcement(
         family=family,
         slide=report.slide,
@@ -340,9 +356,32 @@ def to_announcement(
     )
 
 
-def asked_for(command: Command) -> str:
-    """Return the reason of a decision that a person took."""
-    return f"asked for: {command.note}" if command.note else "asked for"
+def to_answer(
+    before: Announcement, asked: Command, *, champion: str, latest: str, former: str, commands: int
+) -> Announcement:
+    """Return what is announced once something that a person asked for is done: the slide is that of `before`.
+
+    Args:
+        before: The announcement before.
+        asked: What was done; the last, if it was more.
+        champion: What serves now.
+        latest: What learns now.
+        former: What is watched in the shadow now.
+        commands: Offset after the last record that was heeded.
+    """
+    reason = f"asked for: {asked.note}" if asked.note else "asked for"
+    return msgspec.structs.replace(
+        before,
+        champion=champion,
+        latest=latest,
+        former=former,
+        decision=asked.action,
+        reason=reason,
+        guards=[],
+        lost=[],
+        since=Promotion(before.slide, asked.action, reason, {}, [], before.champion),
+        commands=commands,
+    )
 
 
 async def group_members(admin: AIOKafkaAdminClient, group: str) -> list[str]:

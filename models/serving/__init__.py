@@ -6,11 +6,15 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     bodies.py C bytes from outside to checked values
     catalog.py C the ads that can be named by id
     rank.py C candidates to probabilities to an order
+    explain.py C why an ad got its score
     prerank.py C thousands of candidates to hundreds
     creatives.py C which creative an ad is shown with
     explore.py C which ads are shown although others look better
     split.py C which arm of an experiment answers
     users.py E what is known of a user beyond what the caller says
+    samples.py C a few recent requests, for new snapshots to prove themselves on
+    chooser.py E when it is chosen: beside the ad ranker, before or behind it
+    work.py C a request under way
     pipeline.py E one request from candidates to answer
     refresh.py E brings new snapshots in
     latest.py E brings the newest model in beside the champion

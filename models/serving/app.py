@@ -80,6 +80,11 @@ def make_app(
         async with admission.place():
             return _json(await pipeline.rank(body))
 
+    async def explain(request: Request) -> Response:
+        body = await _body(request, limits.body_bytes_max)
+        async with admission.place():
+            return _json(await pipeline.explain(body))
+
     async def events(request: Request) -> Response:
         body = await _body(request, limits.body_bytes_max)
         read = read_events(body, events_max=limits.events_max, now_s=now_s(), ahead_max_s=limits.ahead_max_s)
@@ -96,7 +101,7 @@ def make_app(
         return _json(found, 200 if found.ready else 503)
 
     async def exported(_: Request) -> Response:
-        content, media_type = expose(metrics.registry)
+        content, media_type = expose(metrics.exported())
         return Response(content, media_type=media_type)
 
     async def openapi(_: Request) -> Response:
@@ -104,6 +109,7 @@ def make_app(
 
     endpoints: dict[str, Endpoint] = {
         "rank": rank,
+        "explain": explain,
         "events": events,
         "healthz": healthz,
         "readyz": readyz,

@@ -1,7 +1,7 @@
 """Bodies of requests to checked values: the place where anything may come in.
 
-Owns reading the JSON of `POST /v1/rank` and `POST /v1/events`, the limits on their content and the words of every
-refusal. Must not know HTTP, the catalog or models.
+Owns reading the JSON of `POST /v1/rank`, `/v1/explain` and `/v1/events`, the limits on their content and the words of
+every refusal. Must not know HTTP, the catalog or models.
 
 Invariants: whatever the bytes, the result is a checked value or one `Rejected`; a value has the one type of its field's
 kind; a name that no field has is ignored and said, a value of the wrong kind is refused.
@@ -16,12 +16,13 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from features.fields import Field, Kind, Side, raw_fields
-from models.serving.schema import Clean, ClientEvent, Fault, NamedAd, RankBody, RankQuery, Rejected
+from models.serving.schema import Clean, ClientEvent, ExplainBody, Fault, NamedAd, RankBody, RankQuery, Rejected
 
 _T = TypeVar("_T")
 
 
 _rank_decoder: msgspec.json.Decoder[RankBody] = msgspec.json.Decoder(RankBody)
+_explain_decoder: msgspec.json.Decoder[ExplainBody] = msgspec.json.Decoder(ExplainBody)
 _event_decoder: msgspec.json.Decoder[ClientEvent] = msgspec.json.Decoder(ClientEvent)
 _list_decoder: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -51,7 +52,7 @@ class ValueReader:
 
 
 class RankReader:
-    """Reads bodies of `POST /v1/rank` for one list of fields, within limits."""
+    """Reads bodies of `POST /v1/rank` and `POST /v1/explain` for one list of fields, within limits."""
 
     def __init__(self, fields: Sequence[Field], *, candidates_max: int, top: int, is_replay: bool = False) -> None:
         """Keep the limits; `top` is the length of an answer when the body does not say.
@@ -72,7 +73,18 @@ class RankReader:
         Raises:
             Rejected: If the body is not a ranking request within the limits.
         """
-        raw = _decode(_rank_decoder, body)
+        return self._query(_decode(_rank_decoder, body))
+
+    def read_explain(self, body: bytes) -> tuple[RankQuery, list[str]]:
+        """Return the checked request of `POST /v1/explain`, and which ads it asks for, each once.
+
+        Raises:
+            Rejected: If the body is none within the limits.
+        """
+        raw = _decode(_explain_decoder, body)
+        return self._query(raw), list(dict.fromkeys(raw.ads))
+
+    def _query(self, raw: RankBody) -> RankQuery:
         count = len(raw.candidates)
         if not 1 <= count <= self._candidates_max:
             raise Rejected("candidates", f"must hold 1 to {self._candidates_max} ads", count)

@@ -145,6 +145,11 @@ class Resolved:
         held, own = self.held[index], self.own.get(self.ids[index])
         return bool(held and held.creatives) and not (own and self._catalog.creative_name in own)
 
+    def bid_micros(self, index: int) -> int:
+        """Return what a click of a candidate is worth, in millionths."""
+        held = self.held[index]
+        return held.bid_micros if held else BID_MICROS
+
     def ads(self, indices: Iterable[int]) -> list[Ad]:
         """Return candidates with all their values."""
         return [Ad(self.ids[index], msgspec.Raw(self._json(index))) for index in indices]

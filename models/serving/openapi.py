@@ -20,7 +20,7 @@ import msgspec
 
 from features.fields import Field, Kind, Side, id_field, raw_fields
 from models.serving.routes import REQUEST_ID, ROUTES, Reply, Route
-from models.serving.schema import Click, Impression, Limits, NamedAd, RankBody, Readiness
+from models.serving.schema import Click, ExplainBody, Impression, Limits, NamedAd, RankBody, Readiness
 
 Json = dict[str, Any]
 
@@ -66,6 +66,7 @@ def to_openapi(fields: Sequence[Field], limits: Limits, *, has_keys: bool) -> Js
     }
     _limit(document, limits)
     _describe_values(schemas.components, fields)
+    schemas.components["ExplainBody"]["properties"] |= schemas.components["RankBody"]["properties"]  # that, and `ads`
     if has_keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return document
@@ -119,9 +120,9 @@ def _reply(status: int, reply: Reply, schemas: _Schemas) -> Json:
 
 
 def _body_samples(route: Route, fields: Sequence[Field]) -> Json:
-    if route.body is RankBody:
+    if route.body in (RankBody, ExplainBody):
         user, context, ad = (_sample(fields, sides) for sides in (("user",), ("context",), ("item", "creative")))
-        body = RankBody(["ad-2", NamedAd("ad-3", ad)], REQUEST_ID, user, context, 20)
+        body = route.body(["ad-2", NamedAd("ad-3", ad)], REQUEST_ID, user, context, 20)
         samples: dict[str, Any] = {"ranking": body}
     else:
         shown, click = Impression(REQUEST_ID, "ad-2", 0), Click(REQUEST_ID, "ad-2", 0)

@@ -10,11 +10,9 @@ which values, is written before the answer leaves, so that no impression can com
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -25,14 +23,17 @@ from features.fields import Field, raw_fields
 from features.priors import Floats
 from infra.metrics import ServeMetrics
 from models.serving.bodies import RankReader
-from models.serving.catalog import BID_MICROS, Catalog, Held, Resolved
-from models.serving.creatives import Choice, choose_by_prior, choose_by_scores
+from models.serving.catalog import Catalog
+from models.serving.chooser import CreativeChooser, Order
+from models.serving.explain import Trace, explain
 from models.serving.explore import draw_list
 from models.serving.prerank import Preranker, item_slots, prior_posterior, prior_rates
 from models.serving.rank import Scorer, Scores, best_first
-from models.serving.schema import Clean, ClientEvent, RankAnswer, RankedAd, RankQuery, Served
+from models.serving.samples import Samples
+from models.serving.schema import Clean, ClientEvent, ExplainAnswer, RankAnswer, RankedAd, RankQuery, Served
 from models.serving.split import Split
 from models.serving.users import Users
+from models.serving.work import Models, Work
 from models.swap import Holder
 
 Publish = Callable[[Served | ClientEvent], Awaitable[None]]
@@ -80,7 +81,7 @@ class Rules(msgspec.Struct, frozen=True):
     sample_rate: float | None
     explore: float
     explore_ads: float
-    creatives: Literal["parallel", "pre", "post"]
+    creatives: Order
     deadline_s: float
 
 
@@ -88,9 +89,10 @@ class Pipeline:
     """Answers ranking requests.
 
     Attributes:
-        sample: Keys of the last request's candidates, (K, S), and its time: what a new snapshot is warmed up on.
-        prerank_sample: Keys of the last request's values, (S,), and of some of its candidates, (K, S), likewise.
-        creative_sample: The same with creatives.
+        samples: Keys of the candidates of some recent requests, (K, S), and their times: what a new snapshot is warmed
+            up on.
+        prerank_samples: Keys of the values of some, (S,), and of some of their candidates, (K, S), likewise.
+        chooser: Of creatives; it keeps such samples, too.
     """
 
     def __init__(
@@ -129,13 +131,21 @@ class Pipeline:
         self._of_ads = catalog.encoder.fields
         self._encoder = ValueEncoder([field for field in raw_fields(fields) if field.side in ("user", "context")])
         nothing = self._encoder.keys({}), catalog.encoder.keys({})[None]
-        self.sample: tuple[Keys, float] = (self._joined(*nothing), 0.0)
-        self.prerank_sample: tuple[Keys, Keys] = nothing
-        self.creative_sample: tuple[Keys, Keys] = nothing
+        self.samples: Samples[tuple[Keys, float]] = Samples((self._joined(*nothing), 0.0))
+        self.prerank_samples: Samples[tuple[Keys, Keys]] = Samples(nothing)
         self._holder = holder
         self._prerankers = prerankers
         self._creative_rankers = creative_rankers
-        self._beside = ThreadPoolExecutor(1, "creatives")
+        self.chooser = CreativeChooser(
+            fields,
+            catalog,
+            metrics,
+            order=rules.creatives,
+            explore=rules.explore,
+            deadline_s=rules.deadline_s,
+            clock=clock,
+            nothing=nothing,
+        )
         self._catalog = catalog
         self._item_slots = item_slots(catalog.encoder.fields)
         self._publish = publish
@@ -158,32 +168,84 @@ class Pipeline:
             Unavailable: If there is no snapshot yet, or the request event cannot be written.
         """
         begun_s = self._clock()
-        scorer, preranker, creative_ranker = (
-            self._holder.current,
-            self._prerankers.current,
-            self._creative_rankers.current,
-        )
-        if scorer is None:
-            raise Unavailable("snapshot", "none has been announced yet, or none could be loaded")
+        models = self._models()
         query = self._reader.read(body)
-        arm, scorer = self._split.choose(query.values, scorer, self._latest.current)
-        time_s = self._now_s() if query.time_s is None else query.time_s
         self._metrics.candidates.observe(len(query.ids))
-        values, is_without = await self._complete(query.values, time_s)
-        models = (scorer, preranker, creative_ranker)
-        work = _Work(query, values, self._encoder.keys(values), *models, time_s, begun_s, arm)
-        work.degraded += ["users"] if is_without else []
+        work = await self._begin(query, models, begun_s)
         served, answer = self._answer(work)
         for part in answer.degraded:
             self._metrics.degraded.labels(part).inc()
-        if arm:
-            self._metrics.arms.labels(arm).inc()
+        if work.arm:
+            self._metrics.arms.labels(work.arm).inc()
         scored_s = self._clock()
         if served.ads:
             await self._publish(served)
         self._metrics.rank_latency_s.labels("score").observe(scored_s - begun_s)
         self._metrics.rank_latency_s.labels("publish").observe(self._clock() - scored_s)
         return answer
+
+    async def explain(self, body: bytes) -> ExplainAnswer:
+        """Return why ads of a request have their scores; it is ranked, but nothing is written or left out for time.
+
+        Raises:
+            Rejected: If the body cannot be used.
+            Unavailable: If there is no snapshot yet.
+        """
+        models = self._models()
+        if self._rules.creatives != "pre":  # then its choice comes behind the scores, and changes none
+            models = models._replace(creative_ranker=None)
+        query, wanted = self._reader.read_explain(body)
+        work = await self._begin(query, models, math.inf)
+        kept = self._prerank(work)
+        asked_for = {*wanted}
+        self.chooser.choose(work, [index for index, ad_id in enumerate(work.found.ids) if ad_id in asked_for])
+        self.chooser.choose(work, kept)  # by itself, as in a ranking: the draws are those of the ads in it
+        trace = Trace(
+            fields=self._fields,
+            request_id=work.request_id,
+            query=query,
+            time_s=work.time_s,
+            scorer=work.models.scorer,
+            values=work.values,
+            found=work.found,
+            kept=kept,
+            pctrs=self._rank(work, kept),
+            prerank=work.prerank,
+            prerank_scores=work.prerank_scores,
+            degraded=work.degraded,
+            keys=lambda places: self._joined(work.keys, work.found.keys(places)),
+        )
+        return explain(trace, wanted)
+
+    def _models(self) -> Models:
+        """Return what serves now.
+
+        Raises:
+            Unavailable: If nothing does.
+        """
+        scorer = self._holder.current
+        if scorer is None:
+            raise Unavailable("snapshot", "none has been announced yet, or none could be loaded")
+        return Models(scorer, self._prerankers.current, self._creative_rankers.current)
+
+    async def _begin(self, query: RankQuery, models: Models, begun_s: float) -> Work:
+        arm, scorer = self._split.choose(query.values, models.scorer, self._latest.current)
+        time_s = self._now_s() if query.time_s is None else query.time_s
+        values, is_without = await self._complete(query.values, time_s)
+        request_id = query.request_id or self._new_id()
+        return Work(
+            query=query,
+            values=values,
+            keys=self._encoder.keys(values),
+            models=models._replace(scorer=scorer),
+            arm=arm,
+            found=self._catalog.resolve(query.ids, query.own),
+            request_id=request_id,
+            seed=xxhash.xxh3_64_intdigest(request_id.encode()),
+            time_s=time_s,
+            begun_s=begun_s,
+            degraded=["users"] if is_without else [],
+        )
 
     async def _complete(self, values: dict[str, Clean], time_s: float) -> tuple[dict[str, Clean], bool]:
         """Return the values of a request with those of its user in the store, and whether it had to go without."""
@@ -194,18 +256,14 @@ class Pipeline:
         self._metrics.rank_latency_s.labels("users").observe(self._clock() - begun_s)
         return completed
 
-    def _answer(self, work: _Work) -> tuple[Served, RankAnswer]:
-        query = work.query
-        request_id = query.request_id or self._new_id()
-        found = self._catalog.resolve(query.ids, query.own)
-        kept = self._prerank(work, found)
-        seed = xxhash.xxh3_64_intdigest(request_id.encode())
-        self._choose(work, found, kept, seed)
-        pctrs = self._rank(work, found, kept)
-        bids = np.array([held.bid_micros if (held := found.held[index]) else BID_MICROS for index in kept], np.float64)
-        order, propensities = self._order(work, found, kept, pctrs * bids, seed)
+    def _answer(self, work: Work) -> tuple[Served, RankAnswer]:
+        found, kept = work.found, self._prerank(work)
+        self.chooser.choose(work, kept)
+        pctrs = self._rank(work, kept)
+        bids = np.array([found.bid_micros(index) for index in kept], np.float64)
+        order, propensities = self._order(work, kept, pctrs * bids)
         shown = [kept[index] for index in order]
-        self._choose_again(work, found, shown, seed)
+        self.chooser.choose_again(work, shown)
         ranked = [
             RankedAd(
                 ad_id := found.ids[kept[index]],
@@ -216,58 +274,61 @@ class Pipeline:
                 ecpm_micros=float(pctrs[index] * bids[index] * 1000.0),
                 creative_id=one.creative_id if (one := found.chosen.get(kept[index])) else "",
                 propensity=propensities[position] * work.propensities.get(kept[index], 1.0),
-                token=self._sign(request_id, ad_id, position, work.time_s),
+                token=self._sign(work.request_id, ad_id, position, work.time_s),
             )
             for position, index in enumerate(order)
         ]
         answer = RankAnswer(
-            request_id,
-            work.scorer.version,
+            work.request_id,
+            work.models.scorer.version,
             ranked,
             prerank=work.prerank,
             creatives=work.creatives,
             degraded=work.degraded,
-            ignored_fields=query.ignored_fields,
+            ignored_fields=work.query.ignored_fields,
             inactive=found.inactive,
             arm=work.arm,
         )
-        served = Served(request_id, work.time_s, work.values, found.ads(shown), work.scorer.version)
+        served = Served(work.request_id, work.time_s, work.values, found.ads(shown), answer.snapshot)
         if work.arm:
             served = msgspec.structs.replace(served, split=self._split.name, arm=work.arm)
-        return self._with_others(served, found, kept, {*shown}, seed), answer
+        return self._with_others(served, work, kept, {*shown}), answer
 
-    def _prerank(self, work: _Work, found: Resolved) -> list[int]:
+    def _prerank(self, work: Work) -> list[int]:
         """Return which candidates are ranked; all, in the order asked, where they are few enough."""
-        keep = max(self._rules.keep, work.query.top)
+        found, keep = work.found, max(self._rules.keep, work.query.top)
         if len(found) <= keep:
             return [*range(len(found))]
         begun_s = self._clock()
-        preranker = work.preranker
+        preranker = work.models.preranker
         if preranker is not None and begun_s - work.begun_s > self._rules.deadline_s / 2.0:
             work.degraded.append("prerank")
             preranker = None
         if preranker is None:
             work.prerank = "prior"
-            scores = prior_rates(work.scorer.table, self._fields, found.ids, work.time_s)
+            scores = prior_rates(work.models.scorer.table, self._fields, found.ids, work.time_s)
         else:
             work.prerank = preranker.version
             scores = preranker.score(work.keys, found.ids, found.own, lambda at: found.keys(at)[:, self._item_slots])
-        self.prerank_sample = (work.keys, found.keys([*range(SAMPLED)]))
+        work.prerank_scores = scores
+        self.prerank_samples.add((work.keys, found.keys([*range(SAMPLED)])), len(found))
         self._metrics.rank_latency_s.labels("prerank").observe(self._clock() - begun_s)
         kept: list[int] = best_first(scores, keep).tolist()
         return kept
 
-    def _rank(self, work: _Work, found: Resolved, kept: list[int]) -> Scores:
+    def _rank(self, work: Work, kept: list[int]) -> Scores:
         """Return the click probability of each candidate; what its counts alone say, if it is too late for more."""
-        begun_s = self._clock()
+        begun_s, found = self._clock(), work.found
         if begun_s - work.begun_s > self._rules.deadline_s:
             work.degraded.append("rank")
-            return prior_rates(work.scorer.table, self._fields, [found.ids[index] for index in kept], work.time_s)
+            return prior_rates(
+                work.models.scorer.table, self._fields, [found.ids[index] for index in kept], work.time_s
+            )
         if not kept:
             return np.zeros(0, np.float32)
         keys = self._joined(work.keys, found.keys(kept))
-        pctrs = work.scorer.score(keys, work.time_s)
-        self.sample = (keys, work.time_s)
+        pctrs = work.models.scorer.score(keys, work.time_s)
+        self.samples.add((keys, work.time_s), len(keys))
         self._metrics.rank_latency_s.labels("rank").observe(self._clock() - begun_s)
         return pctrs
 
@@ -275,113 +336,23 @@ class Pipeline:
         """Return the keys of candidates, (K, S), of those of their request, and of the ads."""
         return join_keys(self._fields, [(self._encoder.fields, request), (self._of_ads, ads)])
 
-    def _choose(self, work: _Work, found: Resolved, kept: list[int], seed: int) -> None:
-        """Choose a creative for each candidate that has some: what its ad is scored on."""
-        work.places = [index for index in kept if found.has_choice(index)]
-        if not work.places:
-            return
-        ranker, explore = work.creative_ranker, self._rules.explore
-        if ranker is not None and self._rules.creatives == "pre":
-            scores = self._creative_scores(ranker, work, found, work.places)
-            self._show_with(work, found, work.places, choose_by_scores(scores, explore=explore, seed=seed))
-            work.creatives = ranker.version
-            return
-        if ranker is not None and self._rules.creatives == "parallel":
-            work.pending = self._beside.submit(self._creative_scores, ranker, work, found, work.places)
-        keys = [held.creative_keys for held in _held(found, work.places)]
-        table, time_s = work.scorer.table, work.time_s
-        choice = choose_by_prior(table, self._fields, keys, time_s=time_s, explore=explore, seed=seed)
-        self._show_with(work, found, work.places, choice)
-        work.creatives = "prior"
-
-    def _order(
-        self, work: _Work, found: Resolved, kept: list[int], values: Floats, seed: int
-    ) -> tuple[list[int], list[float]]:
+    def _order(self, work: Work, kept: list[int], values: Floats) -> tuple[list[int], list[float]]:
         """Return which of the ranked candidates are shown, best first, and the propensity of each."""
-        explore, ids = self._rules.explore_ads, [found.ids[index] for index in kept]
-        nothing = np.zeros(0)
-        posterior = (
-            prior_posterior(work.scorer.table, self._fields, ids, work.time_s) if explore else (nothing, nothing)
-        )
-        order, propensities = draw_list(values, posterior, top=work.query.top, explore=explore, seed=seed)
+        explore, posterior = self._rules.explore_ads, (np.zeros(0), np.zeros(0))
+        if explore:
+            ids = [work.found.ids[index] for index in kept]
+            posterior = prior_posterior(work.models.scorer.table, self._fields, ids, work.time_s)
+        order, propensities = draw_list(values, posterior, top=work.query.top, explore=explore, seed=work.seed)
         return order.tolist(), propensities.tolist()
 
-    def _choose_again(self, work: _Work, found: Resolved, shown: list[int], seed: int) -> None:
-        """Let a ranker that ranks beside or behind the ads choose the creatives of those that are shown."""
-        ranker, has_choice = work.creative_ranker, {*work.places}
-        places = [index for index in shown if index in has_choice]
-        if ranker is None or not places or self._rules.creatives == "pre":
-            return
-        left_s = self._rules.deadline_s - (self._clock() - work.begun_s)
-        if work.pending is None:
-            scores = None if left_s < 0.0 else self._creative_scores(ranker, work, found, places)
-        else:
-            try:
-                of_kept = work.pending.result(max(left_s, 0.0))
-            except TimeoutError:
-                scores = None
-            else:
-                by_place = dict(zip(work.places, of_kept, strict=True))
-                scores = [by_place[index] for index in places]
-        if scores is None:
-            work.degraded.append("creatives")
-            return
-        self._show_with(work, found, places, choose_by_scores(scores, explore=self._rules.explore, seed=seed))
-        work.creatives = ranker.version
-
-    def _creative_scores(self, ranker: Preranker, work: _Work, found: Resolved, places: list[int]) -> list[Scores]:
-        """Return what the creative ranker says of each creative of some candidates; it reads the catalog's values."""
-        begun_s, held = self._clock(), _held(found, places)
-        names = [name for one in held for name in one.creative_names]
-        pairs = [(one, creative) for one in held for creative in one.creatives]
-        scores = ranker.score(
-            work.keys, names, (), lambda at: np.stack([self._catalog.keys_with(*pairs[index]) for index in at])
-        )
-        ends = np.cumsum([len(one.creatives) for one in held])
-        self.creative_sample = (work.keys, np.stack([self._catalog.keys_with(*pair) for pair in pairs[:SAMPLED]]))
-        self._metrics.rank_latency_s.labels("creatives").observe(self._clock() - begun_s)
-        return np.split(scores, ends[:-1])
-
-    def _show_with(self, work: _Work, found: Resolved, places: list[int], choice: Choice) -> None:
-        for index, held, number in zip(places, _held(found, places), choice.creative.tolist(), strict=True):
-            found.chosen[index] = held.creatives[number]
-        work.propensities |= zip(places, choice.propensity.tolist(), strict=True)
-
-    def _with_others(  # the parts of an answer
-        self, served: Served, found: Resolved, kept: list[int], shown: set[int], seed: int
-    ) -> Served:
+    def _with_others(self, served: Served, work: Work, kept: list[int], shown: set[int]) -> Served:
         """Return what was served with what was considered beside, where something learns from that."""
-        rate = self._rules.sample_rate
+        rate, found = self._rules.sample_rate, work.found
         if rate is None:
             return served
         others = np.ones(len(found), bool)
         others[kept] = False
         rest = np.flatnonzero(others)
-        drawn = rest[np.random.default_rng([seed, 1]).random(len(rest)) < rate]
+        drawn = rest[np.random.default_rng([work.seed, 1]).random(len(rest)) < rate]
         ranked = found.ads(index for index in kept if index not in shown)
         return msgspec.structs.replace(served, ranked=ranked, sampled=found.ads(drawn.tolist()), sample_rate=rate)
-
-
-@dataclass
-class _Work:
-    """A request under way, with the two models that it began with."""
-
-    query: RankQuery
-    values: dict[str, Clean]  # of the request, the store's included
-    keys: Keys  # of the request's values, (S,)
-    scorer: Scorer
-    preranker: Preranker | None
-    creative_ranker: Preranker | None
-    time_s: float
-    begun_s: float
-    arm: str
-    prerank: str = ""
-    creatives: str = ""
-    places: list[int] = field(default_factory=list)  # of the candidates whose creative is to be chosen
-    propensities: dict[int, float] = field(default_factory=dict)  # of those choices, by place
-    pending: Future[list[Scores]] | None = None  # what a creative ranker says of their creatives, while ads are ranked
-    degraded: list[str] = field(default_factory=list)
-
-
-def _held(found: Resolved, places: Sequence[int]) -> list[Held]:
-    return [held for index in places if (held := found.held[index]) is not None]

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from features.encode import Keys
 from features.live_priors import PublishedCounts
-from features.priors import PriorTable, lookup
-from models.batch import Predictor
+from features.priors import Counts, PriorTable, lookup
+from models.batch import Predictor, make_inputs
 from models.snapshot import Snapshot
 
 Scores = npt.NDArray[np.float32]
@@ -29,6 +29,7 @@ class Scorer:
         version: The snapshot's.
         slide: The last slide that it has seen; None: none.
         table: The counts in use: the snapshot's, with newer ones on top.
+        snapshot: What it scores with.
     """
 
     def __init__(self, snapshot: Snapshot, predictor: Predictor, table: PriorTable) -> None:
@@ -36,7 +37,7 @@ class Scorer:
         self.version = snapshot.version
         self.slide = snapshot.slide
         self.table = table
-        self._snapshot = snapshot
+        self.snapshot = snapshot
         self._predictor = predictor
 
     @classmethod
@@ -49,9 +50,9 @@ class Scorer:
 
         A model that learnt on counts as of its slide's start is served on the same.
         """
-        if self._snapshot.prior == "frozen":
+        if self.snapshot.prior == "frozen":
             return self
-        return Scorer(self._snapshot, self._predictor, live.over(self._snapshot.priors))
+        return Scorer(self.snapshot, self._predictor, live.over(self.snapshot.priors))
 
     def score(self, keys: Keys, time_s: float) -> Scores:
         """Return the click probability of each row, (K,).
@@ -62,7 +63,15 @@ class Scorer:
         """
         if not len(keys):
             return np.zeros(0, np.float32)
-        return self._predictor(keys, lookup(self.table, keys, max(time_s, self.table.as_of_s)))
+        return self._predictor(keys, self.counts(keys, time_s))
+
+    def counts(self, keys: Keys, time_s: float) -> Counts:
+        """Return the counts that rows are scored on; the arguments are those of `score`."""
+        return lookup(self.table, keys, max(time_s, self.table.as_of_s))
+
+    def logits(self, keys: Keys, time_s: float) -> Scores:
+        """Return what base and network say of rows, before calibration, (K, 2); the arguments are those of `score`."""
+        return self._predictor.logits(make_inputs(keys, self.counts(keys, time_s), self.snapshot, "cpu"))
 
 
 def best_first(scores: npt.NDArray[np.floating], top: int) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 Owns the way of a snapshot from its announcement to the one reference that requests read. Must not know who announces
 it. Loading, checking and warming up happen in a thread; requests go on meanwhile with what they have.
 
-Invariants: what serves is whole and has scored a real request before its first caller sees it; a snapshot that cannot
+Invariants: what serves is whole and has scored real requests before its first caller sees it; a snapshot that cannot
 be used is refused once, counted and logged, and the one before goes on serving; counts and snapshot change together.
 """
 
@@ -25,7 +25,7 @@ from infra.metrics import ServeMetrics
 from models.registry import Registry
 from models.serving.catalog import Catalog, Held
 from models.serving.prerank import Preranker, item_slots
-from models.serving.rank import Scorer
+from models.serving.rank import Scorer, Scores
 from models.snapshot import SnapshotError
 from models.swap import Holder
 
@@ -109,7 +109,7 @@ class Refresher(Follower):
         half_lives_s: Sequence[float],
         evidence_min: float,
         counts_max: int,
-        sample: Callable[[], tuple[Keys, float]],
+        samples: Callable[[], Sequence[tuple[Keys, float]]],
         latest: Holder[Scorer] | None = None,
     ) -> None:
         """Begin without a snapshot and without counts.
@@ -122,7 +122,7 @@ class Refresher(Follower):
             half_lives_s: Of its counts.
             evidence_min: Published values whose evidence has decayed below this are forgotten with each new snapshot.
             counts_max: If more values than this are published, those with the least evidence are.
-            sample: Keys of the last request's candidates, (K, S), and its time, for warming up.
+            samples: Keys of the candidates of some recent requests, (K, S), and their times, for warming up.
             latest: Where the newest model goes that serves beside the champion.
         """
         super().__init__(registry, metrics, "click")
@@ -131,7 +131,7 @@ class Refresher(Follower):
         self._fields = fields
         self._evidence_min = evidence_min
         self._counts_max = counts_max
-        self._sample = sample
+        self._samples = samples
         self._live = PublishedCounts.empty(half_lives_s, len(fields))
         self._one_change = asyncio.Lock()
 
@@ -209,19 +209,18 @@ class Refresher(Follower):
             self._latest.swap(await asyncio.to_thread(scorer.with_live_counts, self._live))
 
     def _load(self, version: str) -> Scorer:
-        """Return a scorer that has proved itself on the last request; the first call of a network is its slowest."""
+        """Return a scorer that has proved itself on recent requests; the first call of a network is its slowest."""
         snapshot, _ = self._registry.load(version, fields=self._fields)
-        keys, time_s = self._sample()
         try:
             scorer = Scorer.from_snapshot(snapshot)
-            scores = scorer.score(keys, time_s)
+            scores = np.concatenate([scorer.score(keys, time_s) for keys, time_s in self._samples()])
         except LookupError as error:
             rule = "hold every tensor that this release reads"
             raise SnapshotError(
                 f"snapshot {version} must {rule}, got no {error}; use the release that wrote it"
             ) from error
         if not np.isfinite(scores).all():
-            raise SnapshotError(f"snapshot {version} must give finite probabilities, got others on the last request")
+            raise SnapshotError(f"snapshot {version} must give finite probabilities, got others on recent requests")
         return scorer
 
 
@@ -237,7 +236,7 @@ class PrerankRefresher(Follower):
         task: Literal["prerank", "creatives"],
         *,
         fields: Sequence[Field],
-        sample: Callable[[], tuple[Keys, Keys]],
+        samples: Callable[[], Sequence[tuple[Keys, Keys]]],
     ) -> None:
         """Begin without a snapshot.
 
@@ -248,13 +247,14 @@ class PrerankRefresher(Follower):
             metrics: What is exported.
             task: Whether it holds ads as a pre-ranker reads them, or each of their creatives.
             fields: What these models read.
-            sample: Keys of the last request's values, (S,), and of some of its candidates, (K, S), for warming up.
+            samples: Keys of the values of some recent requests, (S,), and of some of their candidates, (K, S), for
+                warming up.
         """
         super().__init__(registry, metrics, task)
         self._holder = holder
         self._catalog = catalog
         self._fields = fields
-        self._sample = sample
+        self._samples = samples
         of_ads = catalog.encoder.fields
         self._slots = item_slots(of_ads) if task == "prerank" else np.arange(sum(slot_counts(of_ads)))
         self._names: dict[str, tuple[str, ...]] = {}  # by ad, those whose halves are held
@@ -299,18 +299,20 @@ class PrerankRefresher(Follower):
         return {name: self._catalog.keys_with(held, creative) for name, creative in named}
 
     def _load(self, version: str, ads: dict[str, Keys | None]) -> Preranker:
-        """Return a pre-ranker that holds the ads and has proved itself on the last request."""
+        """Return a pre-ranker that holds the ads and has proved itself on recent requests."""
         snapshot, _ = self._registry.load(version, fields=self._fields)
-        request, candidates = self._sample()
         try:
             preranker = Preranker.from_snapshot(snapshot).with_ads(ads)
-            ids = [str(number) for number in range(len(candidates))]
-            scores = preranker.score(request, ids, ids, lambda places: candidates[places][:, self._slots])
+            scores = np.concatenate([self._try(preranker, *sample) for sample in self._samples()])
         except LookupError as error:
             rule = "hold every tensor that this release reads"
             raise SnapshotError(
                 f"snapshot {version} must {rule}, got no {error}; use the release that wrote it"
             ) from error
         if not np.isfinite(scores).all():
-            raise SnapshotError(f"snapshot {version} must give finite scores, got others on the last request")
+            raise SnapshotError(f"snapshot {version} must give finite scores, got others on recent requests")
         return preranker
+
+    def _try(self, preranker: Preranker, request: Keys, candidates: Keys) -> Scores:
+        ids = [str(number) for number in range(len(candidates))]
+        return preranker.score(request, ids, ids, lambda places: candidates[places][:, self._slots])

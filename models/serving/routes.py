@@ -16,6 +16,11 @@ from models.serving.schema import (
     ClientEvent,
     EventResult,
     EventsAnswer,
+    Evidence,
+    ExplainAnswer,
+    ExplainBody,
+    ExplainedAd,
+    ExplainedField,
     Fault,
     Health,
     RankAnswer,
@@ -23,6 +28,7 @@ from models.serving.schema import (
     RankedAd,
     Readiness,
     Refusal,
+    Terms,
 )
 
 
@@ -66,6 +72,24 @@ SNAPSHOT = "ctr-000012-5be1c5d0a1f3"
 REQUEST_ID = "9f1c2a7be0d14c55"
 _AWAY = Fault("log", "must be there to answer", "Kafka has not taken the event within 3 s")
 _RANKED = RankAnswer(REQUEST_ID, SNAPSHOT, [RankedAd("ad-2", 0, 0.031, known=True)], arm="latest")
+_OF_AD = ExplainedField(
+    "ad_id", {"ad_id": "ad-2"}, [Evidence([41.5, 180.0], [1.5, 5.5], [0.034, 0.031], has_row=True)], 0.004
+)
+_TERMS = Terms(-3.5, -3.3, -3.5, 0.1, -0.04)
+_WHY = ExplainedAd(
+    "ad-2",
+    0,
+    0.031,
+    known=True,
+    bid_micros=1_000_000,
+    ecpm_micros=31_000_000.0,
+    creative_id="",
+    prerank_score=None,
+    prerank_position=None,
+    terms=_TERMS,
+    fields=[_OF_AD],
+)
+_EXPLAINED = ExplainAnswer(REQUEST_ID, SNAPSHOT, 1_770_000_000.0, [3600.0, 86400.0], [_WHY])
 _WRITTEN = EventsAnswer(1, 0, [EventResult(accepted=True)])
 _LOST = EventsAnswer(1, 1, [EventResult(accepted=True), EventResult(accepted=False, error=_AWAY)], _AWAY)
 
@@ -90,6 +114,16 @@ _TOO_LARGE = _refused(
     "5000000",
 )
 
+_NO_REQUEST = _refused(
+    "The body is no ranking request within the limits.", "candidates[0]", "must be `str | object`", "`int`"
+)
+_TOO_MANY = _refused(
+    "Too many requests wait already, or this one has waited too long.",
+    "request",
+    "must be one of at most 256 that wait",
+    "a full queue",
+)
+
 ROUTES = (
     Route(
         "rank",
@@ -99,22 +133,30 @@ ROUTES = (
         body=RankBody,
         replies={
             200: Reply("The ads, best first. What was shown, and on which values, is in the log.", _RANKED),
-            400: _refused(
-                "The body is no ranking request within the limits.",
-                "candidates[0]",
-                "must be `str | object`",
-                "`int`",
-            ),
+            400: _NO_REQUEST,
             401: _NO_KEY,
             408: _TOO_SLOW,
             413: _TOO_LARGE,
-            429: _refused(
-                "Too many requests wait already, or this one has waited too long.",
-                "request",
-                "must be one of at most 256 that wait",
-                "a full queue",
-            ),
+            429: _TOO_MANY,
             503: Reply("There is no snapshot yet, or the log is away.", Refusal(_AWAY)),
+        },
+    ),
+    Route(
+        "explain",
+        "POST",
+        "/v1/explain",
+        "Say why ads of a request have their scores: the same numbers as ranking it, and nothing is written.",
+        body=ExplainBody,
+        replies={
+            200: Reply("The ads that were asked for, each with what made its score.", _EXPLAINED),
+            400: _NO_REQUEST,
+            401: _NO_KEY,
+            408: _TOO_SLOW,
+            413: _TOO_LARGE,
+            429: _TOO_MANY,
+            503: _refused(
+                "There is no snapshot yet.", "snapshot", "must be there to answer", "none has been announced"
+            ),
         },
     ),
     Route(

@@ -16,6 +16,7 @@ import msgspec
 TOKEN_CHARS_MAX = 100  # two numbers and 16 bytes in base64
 ID_CHARS_MAX = 256  # the same as for an event: each id becomes one
 POSITION_MAX = 1_000_000  # the same as for an event
+EXPLAINED_MAX = 20  # ads of a request; each is scored once more without each field; chosen by hand
 TIME_S_MAX = 253_402_300_799.0  # as for an event: within the year 9999
 
 Clean = str | list[str] | float | None
@@ -103,6 +104,16 @@ class RankBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_s: Annotated[float, msgspec.Meta(ge=0.0, le=TIME_S_MAX)] | None = None
 
 
+class ExplainBody(RankBody, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/explain`: that of a ranking, with the same `request_id` where creatives are to be the same.
+
+    Attributes:
+        ads: Which of the candidates are explained; none: those that an answer would hold, the first 20 of them.
+    """
+
+    ads: Annotated[list[Id], msgspec.Meta(max_length=EXPLAINED_MAX)] = []
+
+
 class Ad(msgspec.Struct, frozen=True, gc=False):
     """A candidate of a request: its id, and its values by field name as JSON."""
 
@@ -182,6 +193,109 @@ class RankAnswer(msgspec.Struct, frozen=True):
     ignored_fields: list[str] = []
     inactive: list[str] = []
     arm: str = ""
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """What was known of one value when it was scored; lists are in the order of the answer's `half_lives_s`.
+
+    Attributes:
+        impressions: How many, decayed.
+        clicks: How many of them were clicked, decayed.
+        rate: Click rate that this comes to, given what the value leans on.
+        has_row: The network has an embedding of it; else it is one of the unknown to it.
+    """
+
+    impressions: list[float]
+    clicks: list[float]
+    rate: list[float]
+    has_row: bool
+
+
+class ExplainedField(msgspec.Struct, frozen=True):
+    """What a field had to do with a score.
+
+    Attributes:
+        values: What it holds, by name; of a cross its parts'.
+        evidence: One of each value that is there; those of a field of several values in no particular order.
+        effect: By how much the probability is higher than without the field (and the crosses it is a part of).
+    """
+
+    name: str
+    values: dict[str, Clean]
+    evidence: list[Evidence]
+    effect: float
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What a probability is made of, in logits; the three that are calibrated add up to it.
+
+    Attributes:
+        base_logit: What the regression on counts says.
+        network_logit: What the network says.
+        calibrated_base: What the calibration takes of the base.
+        calibrated_network: What it takes of how far the network lies from the base.
+        calibrated_level: What it adds in any case.
+    """
+
+    base_logit: float
+    network_logit: float
+    calibrated_base: float
+    calibrated_network: float
+    calibrated_level: float
+
+
+class ExplainedAd(msgspec.Struct, frozen=True):
+    """Why an ad has its place.
+
+    Attributes:
+        position: Where it stands, from 0, also behind `top`; null: the pre-ranker left it out.
+        pctr: Predicted probability of a click, as a ranking gives it.
+        known: The ad is in the catalog.
+        bid_micros: What a click of it is worth, in millionths.
+        ecpm_micros: What a thousand impressions are expected to be worth: by this ads are ordered.
+        creative_id: The creative that it was scored with; empty where it has none.
+        prerank_score: By what it was pre-ranked; null: all candidates are ranked.
+        prerank_position: Where it stood then, from 0.
+        terms: What base and network said.
+        fields: What each field had to do with it.
+    """
+
+    ad_id: str
+    position: int | None
+    pctr: float
+    known: bool
+    bid_micros: int
+    ecpm_micros: float
+    creative_id: str
+    prerank_score: float | None
+    prerank_position: int | None
+    terms: Terms
+    fields: list[ExplainedField]
+
+
+class ExplainAnswer(msgspec.Struct, frozen=True):
+    """The body of an answer to `POST /v1/explain`.
+
+    Attributes:
+        snapshot: Version of the snapshot that scored all of it.
+        time_s: Event time that counts are decayed to.
+        half_lives_s: Of the counts.
+        ads: In the order asked, or best first.
+        prerank: What chose the candidates that are ranked; as in a ranking.
+        unexplained: Ads that were asked for and are not ranked: no candidates, or inactive.
+        degraded: `users` where the feature store could not say what it knows.
+        ignored_fields: Names that no field has.
+    """
+
+    request_id: str
+    snapshot: str
+    time_s: float
+    half_lives_s: list[float]
+    ads: list[ExplainedAd]
+    prerank: str = ""
+    unexplained: list[str] = []
+    degraded: list[str] = []
+    ignored_fields: list[str] = []
 
 
 class Served(msgspec.Struct, frozen=True):

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.fields import Field
-from features.posteriors import READ_ROWS, ROOT_INPUT, beta_posterior, dense_inputs, dense_width, parent_rates, shares
+from features.posteriors import (
+    READ_ROWS,
+    ROOT_INPUT,
+    beta_posterior,
+    dense_inputs,
+    dense_width,
+    parent_rates,
+    posterior_rates,
+    shares,
+)
 from features.priors import STRENGTH_DEFAULT, Counts, PriorTable
 
 FINE, COARSE = Field("ad", "item"), Field("tags", "item", "categories", values_max=2)
@@ -85,6 +94,15 @@ def test_the_rates_that_are_leant_on_come_in_the_tables_order_of_half_lives() ->
     swapped = Counts(*(array[..., ::-1] for array in (counts.n, counts.c, counts.root_n, counts.root_c)))
     [reversed_] = parent_rates(swapped, KEYS, PriorTable.empty((1000.0, 10.0), 2), FIELDS, ())
     np.testing.assert_allclose(reversed_, parent[:, ::-1])
+
+
+def test_rates_come_in_the_tables_order_of_half_lives_and_are_what_the_shorter_ones_lean_on() -> None:
+    counts = counts_of([[20.0, 200.0], *NOTHING[1:]], [[10.0, 100.0], *NOTHING[1:]])
+    [own], [parent] = (of(counts, KEYS, TABLE, FIELDS, ()) for of in (posterior_rates, parent_rates))
+    assert own[0, 1] == pytest.approx(parent[0, 0])
+    short = (10.0 + STRENGTH_DEFAULT * parent[0, 0]) / (20.0 + STRENGTH_DEFAULT)
+    assert own[0, 0] == pytest.approx(short)
+    np.testing.assert_allclose(own[1:], parent[1:], err_msg="without counts it is what it leans on")
 
 
 def test_several_values_are_averaged_over_those_present() -> None:

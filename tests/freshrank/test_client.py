@@ -55,10 +55,10 @@ def shape(found: Any) -> Any:
 
 def test_the_clients_types_are_those_of_the_document() -> None:
     kinds = [schema.RankBody, schema.RankAnswer, schema.EventsAnswer, schema.Readiness]
-    kinds += [schema.Impression, schema.Click]
+    kinds += [schema.Impression, schema.Click, schema.ExplainBody, schema.ExplainAnswer]
     _, own = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     theirs = to_openapi((), LIMITS, has_keys=True)["components"]["schemas"]
-    assert len(own) == 10
+    assert len(own) == 16
     for name, component in own.items():
         wanted = theirs[name]
         for described in wanted["properties"].values():
@@ -100,6 +100,18 @@ async def test_candidates_are_ranked_and_what_was_shown_is_reported(client: Any,
     found = await ask(client, "events", [shown, Click("q", best.ad_id, best.position, time_s=NOW_S)])
     assert (found.accepted, found.rejected) == (2, 0)
     assert [type(event).__name__ for event in service.log.events] == ["Served", "Impression", "Click"]
+
+
+async def test_scores_are_explained(client: Any, service: Service) -> None:
+    asked = {"user": {"user_id": "u1"}, "context": {"hour": 3}, "request_id": "q"}
+    answer = await ask(client, "rank", ["ad1", "ad2", "ad3"], **asked)
+    n_events = len(service.log.events)
+    found = await ask(client, "explain", ["ad1", "ad2", "ad3"], ads=["ad2"], **asked)
+    assert len(service.log.events) == n_events
+    (why,) = found.ads
+    assert (why.position, why.pctr) == next((ad.position, ad.pctr) for ad in answer.ads if ad.ad_id == "ad2")
+    assert [field.name for field in why.fields] == ["user_id", "age", "hour", "ad", "tags", "user_tags"]
+    assert len((await ask(client, "explain", ["ad1", "ad2", "ad3"], top=2)).ads) == 2
 
 
 async def test_without_a_request_id_the_client_makes_a_new_one_each_time(client: Any) -> None:

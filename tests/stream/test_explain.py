@@ -11,7 +11,7 @@ from models.update import UpdateReport
 from stream.announcement import Announcement, decode_announcement, encode_announcement
 from stream.commands import Command
 from stream.explain import explain, model_rows
-from stream.train_worker import to_announcement, versions_in_use
+from stream.train_worker import to_announcement, to_answer, versions_in_use
 
 GOOD = Evaluation(rows=100, clicks=10, logloss=0.3, auc=0.7, calibration=1.01)
 REPORT = UpdateReport(
@@ -43,8 +43,8 @@ BOUNDS = "certainly between -0.0040 and +0.0020"
 HARMS = "is certainly worse by more than the margin"
 
 
-def announced(before: Announcement | None, asked: Command | None = None, **changes: Any) -> Announcement:
-    announcement = to_announcement("ctr", dataclasses.replace(REPORT, **changes), 0.1, before, asked)
+def announced(before: Announcement | None, **changes: Any) -> Announcement:
+    announcement = to_announcement("ctr", dataclasses.replace(REPORT, **changes), 0.1, before)
     return decode_announcement(encode_announcement(announcement))
 
 
@@ -83,13 +83,19 @@ def test_later_slides_do_not_forget_since_when_it_serves() -> None:
         ),
         (
             announced(
-                PROMOTED,
-                Command("promote", "ctr-000007-x", note="the sale"),
+                to_answer(
+                    PROMOTED,
+                    Command("promote", "ctr-000007-x", note="the sale"),
+                    champion="ctr-000007-x",
+                    latest="ctr-000012-d",
+                    former="",
+                    commands=4,
+                ),
                 slide=20,
                 decision="hold",
                 champion_version="ctr-000007-x",
             ),
-            "ctr-000007-x serves since slide 20, by a promotion in place of ctr-000011-b: asked for: the sale.",
+            "ctr-000007-x serves since slide 12, by a promotion in place of ctr-000011-b: asked for: the sale.",
         ),
         (msgspec.structs.replace(PROMOTED, since=None), "since when is not known"),
     ],
@@ -113,7 +119,7 @@ def test_a_snapshot_is_listed_with_what_was_found_on_the_slide_after_its_own() -
         [
             manifest(11, "ctr-000011-b"),
             manifest(12, "ctr-000012-c", judged="ctr-000011-b", decision="promote", reason="good", **found),
-            manifest(10, "ctr-000010-a", asked={}),
+            manifest(10, "ctr-000010-a"),
         ],
         PROMOTED,
     )

@@ -39,7 +39,7 @@ def learn(settings: Settings, n_slides: int) -> CollectorRegistry:
     service = TrainService(settings, NO_CLUSTER, click_family(settings), TrainMetrics(registry))
     service._learner, service._newest, service._commands = Learner(click_family(settings).task), None, 0
     for index in range(1, n_slides + 1):
-        service._learn_and_save(slide(index), {}, [])
+        service._learn_and_save(slide(index), {})
     return registry
 
 

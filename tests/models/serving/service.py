@@ -106,7 +106,7 @@ class Service:
             half_lives_s=PLAN.half_lives_s,
             evidence_min=0.01,
             counts_max=counts_max,
-            sample=lambda: self.pipeline.sample,
+            samples=lambda: self.pipeline.samples.held,
             latest=latest,
         )
         self.admission = Admission(self.metrics, concurrent_max=concurrent_max, queue_max=queue_max, stale_s=stale_s)

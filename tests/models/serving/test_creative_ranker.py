@@ -129,7 +129,7 @@ class Ranking:
             self.metrics,
             "creatives",
             fields=creative_fields(FIELDS),
-            sample=lambda: self.pipeline.creative_sample,
+            samples=lambda: self.pipeline.chooser.samples.held,
         )
 
     async def rank(self, user: int, request_id: str = "q1") -> tuple[RankAnswer, Served]:
@@ -182,7 +182,7 @@ async def test_a_ranker_that_comes_too_late_is_left_out_said_and_counted(order: 
     by_prior = [ad.creative_id for ad in (await Ranking(order).rank(0))[0].ads]
     ranking.hold()
     if order == "parallel":
-        ranking.pipeline._creative_scores = never_ready(ranking.pipeline)  # type: ignore[method-assign]
+        ranking.pipeline.chooser._scores = never_ready(ranking.pipeline)  # type: ignore[method-assign]
     answer, _ = await ranking.rank(0)
     assert answer.creatives == "prior"
     assert "creatives" in answer.degraded

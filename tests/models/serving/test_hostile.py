@@ -82,7 +82,13 @@ EVENTS: dict[str, tuple[bytes, int, str]] = {
     "a token as long as a book": (json.dumps({**SHOWN, "token": "x" * 101}).encode(), 400, "token"),
     "nested beyond all reason": (b"[" * 15_000, 400, "body"),
 }
+EXPLAINED: dict[str, tuple[bytes, int, str]] = {
+    "more ads than are explained": (ranking(ads=[f"ad{number}" for number in range(21)]), 400, "ads"),
+    "ads that are none": (ranking(ads=[7]), 400, "ads[0]"),
+    "the same ad again and again": (ranking(ads=["ad1"] * 20), 200, ""),
+}
 CASES = [("/v1/rank", name, *case) for name, case in RANKINGS.items()]
+CASES += [("/v1/explain", name, *case) for name, case in (RANKINGS | EXPLAINED).items()]
 CASES += [("/v1/events", name, *case) for name, case in EVENTS.items()]
 
 

@@ -103,7 +103,7 @@ def test_a_key_is_asked_for_where_the_deployment_does(*, has_keys: bool) -> None
         for operation in operations.values()
         if "401" in operation["responses"]
     }
-    assert asking == refusing == ({"/v1/rank", "/v1/events", "/openapi.json"} if has_keys else set())
+    assert asking == refusing == ({"/v1/rank", "/v1/explain", "/v1/events", "/openapi.json"} if has_keys else set())
     assert ("securitySchemes" in document["components"]) is has_keys
 
 

@@ -26,7 +26,7 @@ from models.update import Learner
 from models.window import Slide
 from tests.models.serving.asked import candidate_frame
 from tests.models.serving.service import BODY, NOW_S, Service, ready_service
-from tests.models.serving.test_refresh import spoil
+from tests.models.serving.test_refresh import spoil, spoilt_for
 from tests.models.serving.trained import FIELDS, PLAN, two_snapshots
 
 N_ADS = 20
@@ -274,7 +274,7 @@ def refresher(service: Service) -> PrerankRefresher:
         service.metrics,
         "prerank",
         fields=READ,
-        sample=lambda: service.pipeline.prerank_sample,
+        samples=lambda: service.pipeline.prerank_samples.held,
     )
 
 
@@ -308,3 +308,20 @@ async def test_a_pre_ranker_that_cannot_be_used_is_refused_and_the_one_before_go
     assert service.prerankers.current is not None
     assert service.prerankers.current.version == first
     assert service.metric("freshrank_snapshot_swaps_total", task="prerank", outcome="refused") == 2.0
+
+
+async def test_a_pre_ranker_that_fails_on_one_of_the_recent_requests_is_refused(
+    service: Service, refresher: PrerankRefresher
+) -> None:
+    """Its row of one user is spoilt, whom only a request before the last one was from."""
+    first, good = prerank_snapshots()
+    await refresher.bring_in(first.version)
+    for user in ("u1", "u2"):
+        await rank(service, user={"user_id": user})
+    (before, _), (last, _) = service.pipeline.prerank_samples.held
+    bad = spoilt_for(good, before[None], last[None])
+    service.registry.save(bad, {})
+    assert not await refresher.bring_in(bad.version)
+    assert service.prerankers.current is not None
+    assert service.prerankers.current.version == first.version
+    assert service.metric("freshrank_snapshot_swaps_total", task="prerank", outcome="refused") == 1.0

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.encode import encode
+from features.encode import Keys, encode
 from features.live_priors import CountUpdate
 from features.priors import PriorTable
 from models.click_task import initial_snapshot
 from models.registry import Registry
-from models.serving.rank import Scorer
+from models.serving.rank import Scorer, Scores
 from models.serving.schema import Ad
 from models.snapshot import Snapshot, SnapshotError
 from tests.models.serving.asked import candidate_frame
@@ -154,12 +154,47 @@ def vars_of(snapshot: Snapshot) -> dict[str, object]:
     return {name: getattr(snapshot, name) for name in Snapshot.__dataclass_fields__}
 
 
-async def test_a_new_snapshot_is_warmed_up_on_the_last_request(service: Service) -> None:
+def spoilt_for(good: Snapshot, keys: Keys, others: Keys) -> Snapshot:
+    """Return the snapshot with what it learnt of the values that are in the first keys alone made useless."""
+    rows = [*set(good.vocabulary.rows(keys).ravel()) - set(good.vocabulary.rows(others).ravel())]
+    assert rows, "a value has an embedding row of its own"
+    embedding = good.tensors["embedding.rows"].clone()
+    embedding[rows] = float("nan")
+    return Snapshot(**{**vars_of(good), "tensors": good.tensors | {"embedding.rows": embedding}})  # type: ignore[arg-type]
+
+
+async def test_a_new_snapshot_is_warmed_up_on_recent_requests_of_different_sizes(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await service.refresher.bring_in(version(0))
-    await service.pipeline.rank(json.dumps(BODY).encode())
-    keys, time_s = service.pipeline.sample
-    assert (len(keys), time_s) == (20, NOW_S)
+    for size in (20, 3, 20, 7):
+        await service.pipeline.rank(json.dumps(BODY | {"candidates": BODY["candidates"][:size]}).encode())
+    tried: list[tuple[int, float]] = []
+    score = Scorer.score
+
+    def counting(scorer: Scorer, keys: Keys, time_s: float) -> Scores:
+        tried.append((len(keys), time_s))
+        return score(scorer, keys, time_s)
+
+    monkeypatch.setattr(Scorer, "score", counting)
     assert await service.refresher.bring_in(version(1))
+    assert tried == [(20, NOW_S), (3, NOW_S), (20, NOW_S), (7, NOW_S)]
+
+
+async def test_a_snapshot_that_fails_on_one_of_the_recent_requests_is_refused(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its row of one ad is spoilt, which only a request before the last one held."""
+    await service.refresher.bring_in(version(0))
+    for candidates in (["ad3", "ad4"], ["ad4", "ad5"]):
+        await service.pipeline.rank(json.dumps(BODY | {"candidates": candidates}).encode())
+    (before, _), (last, _) = service.pipeline.samples.held
+    bad = spoilt_for(two_snapshots()[1], before, last)
+    service.registry.save(bad, {})
+    assert not await service.refresher.bring_in(bad.version)
+    assert serving(service).version == version(0)
+    assert service.metric("freshrank_snapshot_swaps_total", task="click", outcome="refused") == 1.0
+    assert "must give finite probabilities, got others on recent requests" in caplog.text
 
 
 class _AwayOnce(Registry):

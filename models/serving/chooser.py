@@ -1,0 +1,142 @@
+"""When the creatives of a request are chosen: beside the ad ranker, before it or behind it.
+
+Owns that order, and what is left out when it is late. Must not know how a choice is drawn (creatives.py), how ads are
+ranked or where models come from.
+
+Invariants: an ad is scored with a creative that it has; what a creative ranker says too late is not waited for, and the
+prior's choice stands.
+
+Source: the three orders are those of arXiv:2312.12750 (Peri-CR, Pre-CR, Post-CR); docs/creatives.md: what is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+
+from features.encode import Keys
+from features.fields import Field
+from infra.metrics import ServeMetrics
+from models.serving.catalog import Catalog, Held
+from models.serving.creatives import Choice, choose_by_prior, choose_by_scores
+from models.serving.prerank import Preranker
+from models.serving.rank import Scores
+from models.serving.samples import Samples
+from models.serving.work import Work
+
+Order = Literal["parallel", "pre", "post"]
+SAMPLED = 10  # creatives that a new ranker is warmed up on
+
+
+class CreativeChooser:
+    """Chooses creatives: `choose` before ads are ranked, `choose_again` behind.
+
+    Attributes:
+        samples: Keys of the values of some recent requests, (S,), and of some of their creatives, (K, S).
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        catalog: Catalog,
+        metrics: ServeMetrics,
+        *,
+        order: Order,
+        explore: float,
+        deadline_s: float,
+        clock: Callable[[], float],
+        nothing: tuple[Keys, Keys],
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            fields: Of the deployment.
+            catalog: Of the ads.
+            metrics: What is exported.
+            order: When a creative ranker ranks.
+            explore: Share of creatives that are drawn evenly.
+            deadline_s: After how much time a creative ranker is left out.
+            clock: Seconds that pass while a request is worked on.
+            nothing: Keys of a request and a candidate without values.
+        """
+        self.samples: Samples[tuple[Keys, Keys]] = Samples(nothing)
+        self._fields = fields
+        self._catalog = catalog
+        self._metrics = metrics
+        self._order = order
+        self._explore = explore
+        self._deadline_s = deadline_s
+        self._clock = clock
+        self._beside = ThreadPoolExecutor(1, "creatives")
+
+    def choose(self, work: Work, kept: Sequence[int]) -> None:
+        """Choose a creative for each candidate that has some: what its ad is scored with."""
+        work.places = [index for index in kept if work.found.has_choice(index)]
+        if not work.places:
+            return
+        ranker, explore = work.models.creative_ranker, self._explore
+        if ranker is not None and self._order == "pre":
+            scores = self._scores(ranker, work, work.places)
+            _show_with(work, work.places, choose_by_scores(scores, explore=explore, seed=work.seed))
+            work.creatives = ranker.version
+            return
+        if ranker is not None and self._order == "parallel":
+            work.pending = self._beside.submit(self._scores, ranker, work, work.places)
+        keys = [held.creative_keys for held in _held(work, work.places)]
+        table = work.models.scorer.table
+        choice = choose_by_prior(table, self._fields, keys, time_s=work.time_s, explore=explore, seed=work.seed)
+        _show_with(work, work.places, choice)
+        work.creatives = "prior"
+
+    def choose_again(self, work: Work, shown: Sequence[int]) -> None:
+        """Let a ranker that ranks beside or behind the ads choose the creatives of those that are shown."""
+        ranker, has_choice = work.models.creative_ranker, {*work.places}
+        places = [index for index in shown if index in has_choice]
+        if ranker is None or not places or self._order == "pre":
+            return
+        left_s = self._deadline_s - (self._clock() - work.begun_s)
+        if (scores := self._ready(work, ranker, places, left_s)) is None:
+            work.degraded.append("creatives")
+            return
+        _show_with(work, places, choose_by_scores(scores, explore=self._explore, seed=work.seed))
+        work.creatives = ranker.version
+
+    def _ready(self, work: Work, ranker: Preranker, places: list[int], left_s: float) -> list[Scores] | None:
+        """Return what the ranker says of the creatives of some candidates, None if it is too late for that."""
+        if work.pending is None:
+            return None if left_s < 0.0 else self._scores(ranker, work, places)
+        try:
+            of_all = work.pending.result(max(left_s, 0.0))
+        except TimeoutError:
+            return None
+        by_place = dict(zip(work.places, of_all, strict=True))
+        return [by_place[index] for index in places]
+
+    def _scores(self, ranker: Preranker, work: Work, places: list[int]) -> list[Scores]:
+        """Return what the ranker says of each creative of some candidates; it reads the catalog's values."""
+        begun_s, held = self._clock(), _held(work, places)
+        names = [*chain.from_iterable(one.creative_names for one in held)]
+        scores = ranker.score(work.keys, names, (), lambda at: self._keys(held, at))
+        self.samples.add((work.keys, self._keys(held, range(min(SAMPLED, len(names))))), len(names))
+        ends = np.cumsum([len(one.creatives) for one in held])
+        self._metrics.rank_latency_s.labels("creatives").observe(self._clock() - begun_s)
+        return np.split(scores, ends[:-1])
+
+    def _keys(self, held: Sequence[Held], at: Sequence[int]) -> Keys:
+        """Return the keys of some of the creatives of ads, by their place among all of them."""
+        pairs = [(one, creative) for one in held for creative in one.creatives]
+        return np.stack([self._catalog.keys_with(*pairs[index]) for index in at])
+
+
+def _held(work: Work, places: Sequence[int]) -> list[Held]:
+    return [held for index in places if (held := work.found.held[index]) is not None]
+
+
+def _show_with(work: Work, places: Sequence[int], choice: Choice) -> None:
+    for index, held, number in zip(places, _held(work, places), choice.creative.tolist(), strict=True):
+        work.found.chosen[index] = held.creatives[number]
+    work.propensities |= zip(places, choice.propensity.tolist(), strict=True)
