@@ -1,10 +1,11 @@
 """How fast does the ranking service answer? `python -m bench.serve --json FILE`.
 
 The real service as a process, on the embedded broker, with a click model and a pre-ranker that learnt a simulated
-cascade. The load generator and the broker share its two cores. A request names 2,000 candidates of a catalog of about
-6,000 ads by their ids; 200 of them are ranked, 20 answered, and the record of the request (what was shown, ranked, and
-a tenth of the rest, with their values) is in Kafka before the answer leaves. Requests are sent on a fixed schedule,
-whatever has been answered, and a latency counts from when a request was due.
+cascade; but for `orders` creatives are chosen by their prior. The load generator and the broker share its two cores. A
+request names 2,000 candidates of a catalog of about 6,000 ads by their ids; 200 of them are ranked, 20 answered, and
+the record of the request (what was shown, ranked, and a tenth of the rest, with their values) is in Kafka before the
+answer leaves. Requests are sent on a fixed schedule, whatever has been answered, and a latency counts from when a
+request was due.
 
 Reported: latencies at a rate, as medians of the runs; `max_rate_p99_10ms`, the highest rate tried at which p99 stays
 within 10 ms; `goodput_2x`, good answers a second at twice that rate; latencies as candidates grow; and what the service
@@ -107,8 +108,9 @@ async def measure(settings: Settings, config: Path, home: Path, arguments: argpa
         log = Log(settings, producer)
         ads = await log.fill(home)
         if {"rate", "grow", "swaps"} & {*arguments.parts}:
-            async with service(config) as url, aiohttp.ClientSession(url) as session:
-                await ready(session)
+            by_prior = in_order(config, "none")
+            async with service(by_prior) as url, aiohttp.ClientSession(url) as session:
+                await ready(session, creatives=False)
                 load = Load(session, ads)
                 await load.run(arguments.rate, 5.0, arguments.candidates)  # warm
                 if "rate" in arguments.parts:
@@ -144,19 +146,21 @@ async def at_rates(load: Load, arguments: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+def in_order(config: Path, order: str) -> Path:
+    """Return a configuration that ranks creatives in an order, or, with `none`, by their prior alone."""
+    own = config.with_name(f"serve-{order}.toml")
+    section = 'network = ""' if order == "none" else f'{CREATIVES}\norder = "{order}"'
+    own.write_text(config.read_text().replace(CREATIVES, section))
+    return own
+
+
 async def by_order(config: Path, ads: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     """Return latencies with and without a creative ranker, round by round over services that are all up."""
-    text = config.read_text()  # noqa: ASYNC240  # a bench
-    orders = {"none": 'network = ""'}
-    orders |= {one: f'{CREATIVES}\norder = "{one}"' for one in ("parallel", "pre", "post")}
     async with AsyncExitStack() as stack:
         loads = {}
-        for name, section in orders.items():
-            own = config.with_name(f"serve-{name}.toml")
-            own.write_text(text.replace(CREATIVES, section))
-            session = await stack.enter_async_context(
-                aiohttp.ClientSession(await stack.enter_async_context(service(own)))
-            )
+        for name in ("none", "parallel", "pre", "post"):
+            url = await stack.enter_async_context(service(in_order(config, name)))
+            session = await stack.enter_async_context(aiohttp.ClientSession(url))
             await ready(session, creatives=name != "none")
             loads[name] = Load(session, ads)
             await loads[name].run(arguments.rate, 3.0, arguments.candidates)  # warm
@@ -173,7 +177,7 @@ async def by_order(config: Path, ads: list[str], arguments: argparse.Namespace) 
             "p99_ms": statistics.median(one[name]["p99_ms"] for one in rounds),
             "p50_over_none": statistics.median(one[name]["p50_ms"] / one["none"]["p50_ms"] for one in rounds),
         }
-        for name in orders
+        for name in loads
     }
 
 
