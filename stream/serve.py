@@ -80,7 +80,7 @@ async def serve(
     Raises:
         ValueError: If the broker, a topic or the address cannot be had.
     """
-    with _listening(settings.serve.host, settings.serve.port if port is None else port) as listener:
+    with listening(settings.serve.host, settings.serve.port if port is None else port) as listener:
         host, port = listener.getsockname()[:2]
         say = announce or functools.partial(print, flush=True)
 
@@ -121,7 +121,7 @@ async def serve_beside(
             return service.readiness().ready
 
         await until(lambda: can_rank() or is_let())
-        with _listening(*address, reuse_port=True) as listener:
+        with listening(*address, reuse_port=True) as listener:
             server.tell = lambda: tell("answers")
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             await until(lambda: can_rank() or serving.done())
@@ -432,11 +432,20 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def _listening(host: str, port: int, **options: bool) -> Iterator[socket.socket]:
+def listening(host: str, port: int, **options: bool) -> Iterator[socket.socket]:
+    """Listen until the end of the block; the options are those of `socket.create_server`.
+
+    What is accepted sends at once: asyncio sees to that only for sockets whose protocol was named, and these have none.
+    Else the body of an answer, sent behind its header, waits 40 ms for the caller's delayed acknowledgement.
+
+    Raises:
+        ValueError: If the address cannot be had.
+    """
     try:
         listener = socket.create_server((host, port), backlog=2048, **options)
     except OSError as error:
         raise ValueError(f"[serve] host and port must be free to listen on, got {host}:{port}: {error}") from None
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
         yield listener
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from infra.metrics import ServeMetrics
 from infra.settings import parse_settings
 from models.serving.keys import hash_of
 from stream.event_writer import EventWriter
-from stream.serve import _Service
+from stream.serve import _Service, listening
 
 
 def service(registry_dir: Path, clock: str, **serve: Any) -> _Service:
@@ -55,3 +56,10 @@ async def test_keys_and_limits_of_the_settings_hold(tmp_path: Path, monkeypatch:
         for limit in ('"maxItems":7', '"maxItems":3', "at most 99 bytes"):
             assert limit in document
         assert (await client.post("/v1/rank", content=b" " * 100)).status_code == 413
+
+
+def test_an_answers_body_does_not_wait_for_the_acknowledgement_of_its_header() -> None:
+    with listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
