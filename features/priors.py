@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from features.encode import Keys
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+_Whole = TypeVar("_Whole", np.uint64, np.int64)
 
 STRENGTH_DEFAULT = 20.0  # impressions that a prior is worth before the data says otherwise; chosen by hand
 CORRECTION = "late_corrected"  # the kind of a row that corrects an impression counted before
@@ -296,7 +298,7 @@ def elapsed(from_s: float, to_s: Floats) -> Floats:
     return elapsed_s
 
 
-def find(ascending: Keys, keys: Keys) -> tuple[Ints, npt.NDArray[np.bool_]]:
+def find(ascending: npt.NDArray[_Whole], keys: npt.NDArray[_Whole]) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """Return where each key stands and whether it is there at all; the absent key 0 never is."""
     if not len(ascending):
         return np.zeros(keys.shape, np.int64), np.zeros(keys.shape, bool)

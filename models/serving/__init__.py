@@ -4,6 +4,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
 
     schema.py C what a request and an answer are
     bodies.py C bytes from outside to checked values
+    ad_table.py C the ads that may be shown, column by column, and what of them a request asks for
     catalog.py C the ads that can be named by id
     rank.py C candidates to probabilities to an order
     explain.py C why an ad got its score

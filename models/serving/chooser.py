@@ -11,9 +11,8 @@ Source: the three orders are those of arXiv:2312.12750 (Peri-CR, Pre-CR, Post-CR
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from features.encode import Keys
 from features.fields import Field
 from infra.metrics import ServeMetrics
-from models.serving.catalog import Catalog, Held
+from models.serving.ad_table import Held
 from models.serving.creatives import Choice, choose_by_prior, choose_by_scores
 from models.serving.prerank import Preranker
 from models.serving.rank import Scores
@@ -29,6 +28,7 @@ from models.serving.samples import Samples
 from models.serving.work import Work
 
 Order = Literal["parallel", "pre", "post"]
+Choices = Mapping[int, Held]
 SAMPLED = 10  # creatives that a new ranker is warmed up on
 
 
@@ -42,7 +42,6 @@ class CreativeChooser:
     def __init__(
         self,
         fields: Sequence[Field],
-        catalog: Catalog,
         metrics: ServeMetrics,
         *,
         order: Order,
@@ -55,7 +54,6 @@ class CreativeChooser:
 
         Args:
             fields: Of the deployment.
-            catalog: Of the ads.
             metrics: What is exported.
             order: When a creative ranker ranks.
             explore: Share of creatives that are drawn evenly.
@@ -65,7 +63,6 @@ class CreativeChooser:
         """
         self.samples: Samples[tuple[Keys, Keys]] = Samples(nothing)
         self._fields = fields
-        self._catalog = catalog
         self._metrics = metrics
         self._order = order
         self._explore = explore
@@ -75,68 +72,67 @@ class CreativeChooser:
 
     def choose(self, work: Work, kept: Sequence[int]) -> None:
         """Choose a creative for each candidate that has some: what its ad is scored with."""
-        work.places = [index for index in kept if work.found.has_choice(index)]
-        if not work.places:
+        work.choices = dict(work.found.with_choice(kept))
+        if not work.choices:
             return
         ranker, explore = work.models.creative_ranker, self._explore
         if ranker is not None and self._order == "pre":
-            scores = self._scores(ranker, work, work.places)
-            _show_with(work, work.places, choose_by_scores(scores, explore=explore, seed=work.seed))
+            scores = self._scores(ranker, work, work.choices)
+            _show_with(work, work.choices, choose_by_scores(scores, explore=explore, seed=work.seed))
             work.creatives = ranker.version
             return
         if ranker is not None and self._order == "parallel":
-            work.pending = self._beside.submit(self._scores, ranker, work, work.places)
-        keys = [held.creative_keys for held in _held(work, work.places)]
+            work.pending = self._beside.submit(self._scores, ranker, work, work.choices)
+        keys = [held.creative_keys for held in work.choices.values()]
         table = work.models.scorer.table
         choice = choose_by_prior(table, self._fields, keys, time_s=work.time_s, explore=explore, seed=work.seed)
-        _show_with(work, work.places, choice)
+        _show_with(work, work.choices, choice)
         work.creatives = "prior"
 
     def choose_again(self, work: Work, shown: Sequence[int]) -> None:
         """Let a ranker that ranks beside or behind the ads choose the creatives of those that are shown."""
-        ranker, has_choice = work.models.creative_ranker, {*work.places}
-        places = [index for index in shown if index in has_choice]
-        if ranker is None or not places or self._order == "pre":
+        ranker = work.models.creative_ranker
+        choices = {index: held for index in shown if (held := work.choices.get(index))}
+        if ranker is None or not choices or self._order == "pre":
             return
         left_s = self._deadline_s - (self._clock() - work.begun_s)
-        if (scores := self._ready(work, ranker, places, left_s)) is None:
+        if (scores := self._ready(work, ranker, choices, left_s)) is None:
             work.degraded.append("creatives")
             return
-        _show_with(work, places, choose_by_scores(scores, explore=self._explore, seed=work.seed))
+        _show_with(work, choices, choose_by_scores(scores, explore=self._explore, seed=work.seed))
         work.creatives = ranker.version
 
-    def _ready(self, work: Work, ranker: Preranker, places: list[int], left_s: float) -> list[Scores] | None:
+    def _ready(self, work: Work, ranker: Preranker, choices: Choices, left_s: float) -> list[Scores] | None:
         """Return what the ranker says of the creatives of some candidates, None if it is too late for that."""
         if work.pending is None:
-            return None if left_s < 0.0 else self._scores(ranker, work, places)
+            return None if left_s < 0.0 else self._scores(ranker, work, choices)
         try:
             of_all = work.pending.result(max(left_s, 0.0))
         except TimeoutError:
             return None
-        by_place = dict(zip(work.places, of_all, strict=True))
-        return [by_place[index] for index in places]
+        by_place = dict(zip(work.choices, of_all, strict=True))
+        return [by_place[index] for index in choices]
 
-    def _scores(self, ranker: Preranker, work: Work, places: list[int]) -> list[Scores]:
-        """Return what the ranker says of each creative of some candidates; it reads the catalog's values."""
-        begun_s, held = self._clock(), _held(work, places)
-        names = [*chain.from_iterable(one.creative_names for one in held)]
-        scores = ranker.score(work.keys, names, (), lambda at: self._keys(held, at))
-        self.samples.add((work.keys, self._keys(held, range(min(SAMPLED, len(names))))), len(names))
+    def _scores(self, ranker: Preranker, work: Work, choices: Choices) -> list[Scores]:
+        """Return what the ranker says of each creative of some candidates."""
+        begun_s, held = self._clock(), [*choices.values()]
+        numbers = np.concatenate([one.creative_numbers for one in held])
+        scores = ranker.score(work.keys, numbers, lambda at: _keys(held, at))
+        self.samples.add((work.keys, _keys(held[:SAMPLED], range(min(SAMPLED, len(numbers))))), len(numbers))
         ends = np.cumsum([len(one.creatives) for one in held])
         self._metrics.rank_latency_s.labels("creatives").observe(self._clock() - begun_s)
         return np.split(scores, ends[:-1])
 
-    def _keys(self, held: Sequence[Held], at: Sequence[int]) -> Keys:
-        """Return the keys of some of the creatives of ads, by their place among all of them."""
-        pairs = [(one, creative) for one in held for creative in one.creatives]
-        return np.stack([self._catalog.keys_with(*pairs[index]) for index in at])
+
+def _keys(held: Iterable[Held], at: Sequence[int]) -> Keys:
+    """Return the keys of some of the creatives of ads, by their place among all of them."""
+    creatives = [creative for one in held for creative in one.creatives]
+    return np.stack([creatives[index].keys for index in at])
 
 
-def _held(work: Work, places: Sequence[int]) -> list[Held]:
-    return [held for index in places if (held := work.found.held[index]) is not None]
-
-
-def _show_with(work: Work, places: Sequence[int], choice: Choice) -> None:
-    for index, held, number in zip(places, _held(work, places), choice.creative.tolist(), strict=True):
-        work.found.chosen[index] = held.creatives[number]
-    work.propensities |= zip(places, choice.propensity.tolist(), strict=True)
+def _show_with(work: Work, choices: Choices, choice: Choice) -> None:
+    creatives = choice.creative.tolist()
+    work.found.chosen |= {
+        index: held.creatives[number] for (index, held), number in zip(choices.items(), creatives, strict=True)
+    }
+    work.propensities |= zip(choices, choice.propensity.tolist(), strict=True)

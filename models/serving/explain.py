@@ -24,7 +24,7 @@ from features.encode import Keys
 from features.fields import Field, field_slots
 from features.posteriors import posterior_rates
 from models.networks.logistic import calibration_inputs
-from models.serving.catalog import Resolved
+from models.serving.ad_table import Resolved
 from models.serving.rank import Scorer, Scores, best_first
 from models.serving.schema import (
     EXPLAINED_MAX,
@@ -110,8 +110,7 @@ def explain(trace: Trace, wanted: Sequence[str]) -> ExplainAnswer:
         wanted: Which ads; none: the best, as many as an answer holds, `EXPLAINED_MAX` at most.
     """
     found, kept = trace.found, trace.kept
-    bids = np.array([found.bid_micros(index) for index in kept], np.float64)
-    order = [kept[index] for index in _order(trace.pctrs * bids)]
+    order = [kept[index] for index in _order(trace.pctrs * found.bids(kept))]
     places = {ad_id: index for index, ad_id in enumerate(found.ids)}
     chosen = [places[ad_id] for ad_id in wanted if ad_id in places]
     if not wanted:
@@ -153,12 +152,12 @@ def _explained(trace: Trace, standing: _Standing, parts: _Parts, number: int, in
     found, scores = trace.found, trace.prerank_scores
     is_ranked = index in trace.kept
     pctr = float(trace.pctrs[trace.kept.index(index)] if is_ranked else parts.pctrs[number, 0])
-    bid_micros, creative = found.bid_micros(index), found.chosen.get(index)
+    bid_micros, creative = int(found.bids([index])[0]), found.chosen.get(index)
     return ExplainedAd(
         ad_id=found.ids[index],
         position=standing.ranked.index(index) if is_ranked else None,
         pctr=pctr,
-        known=found.held[index] is not None,
+        known=found.held(index) is not None,
         bid_micros=bid_micros,
         ecpm_micros=pctr * bid_micros * 1000.0,
         creative_id=creative.creative_id if creative else "",

@@ -128,9 +128,10 @@ class Pipeline:
             clock: Seconds that pass while a request is worked on.
         """
         self._fields = fields
-        self._of_ads = catalog.encoder.fields
+        ads = catalog.table.encoder
+        self._of_ads = ads.fields
         self._encoder = ValueEncoder([field for field in raw_fields(fields) if field.side in ("user", "context")])
-        nothing = self._encoder.keys({}), catalog.encoder.keys({})[None]
+        nothing = self._encoder.keys({}), ads.keys({})[None]
         self.samples: Samples[tuple[Keys, float]] = Samples((self._joined(*nothing), 0.0))
         self.prerank_samples: Samples[tuple[Keys, Keys]] = Samples(nothing)
         self._holder = holder
@@ -138,7 +139,6 @@ class Pipeline:
         self._creative_rankers = creative_rankers
         self.chooser = CreativeChooser(
             fields,
-            catalog,
             metrics,
             order=rules.creatives,
             explore=rules.explore,
@@ -147,7 +147,7 @@ class Pipeline:
             nothing=nothing,
         )
         self._catalog = catalog
-        self._item_slots = item_slots(catalog.encoder.fields)
+        self._item_slots = item_slots(ads.fields)
         self._publish = publish
         self._metrics = metrics
         self._rules = rules
@@ -233,13 +233,15 @@ class Pipeline:
         time_s = self._now_s() if query.time_s is None else query.time_s
         values, is_without = await self._complete(query.values, time_s)
         request_id = query.request_id or self._new_id()
+        found, inactive = self._catalog.resolve(query.ids, query.own)
         return Work(
             query=query,
             values=values,
             keys=self._encoder.keys(values),
             models=models._replace(scorer=scorer),
             arm=arm,
-            found=self._catalog.resolve(query.ids, query.own),
+            found=found,
+            inactive=inactive,
             request_id=request_id,
             seed=xxhash.xxh3_64_intdigest(request_id.encode()),
             time_s=time_s,
@@ -260,7 +262,7 @@ class Pipeline:
         found, kept = work.found, self._prerank(work)
         self.chooser.choose(work, kept)
         pctrs = self._rank(work, kept)
-        bids = np.array([found.bid_micros(index) for index in kept], np.float64)
+        bids = found.bids(kept)
         order, propensities = self._order(work, kept, pctrs * bids)
         shown = [kept[index] for index in order]
         self.chooser.choose_again(work, shown)
@@ -269,7 +271,7 @@ class Pipeline:
                 ad_id := found.ids[kept[index]],
                 position,
                 float(pctrs[index]),
-                known=found.held[kept[index]] is not None,
+                known=found.held(kept[index]) is not None,
                 bid_micros=int(bids[index]),
                 ecpm_micros=float(pctrs[index] * bids[index] * 1000.0),
                 creative_id=one.creative_id if (one := found.chosen.get(kept[index])) else "",
@@ -286,7 +288,7 @@ class Pipeline:
             creatives=work.creatives,
             degraded=work.degraded,
             ignored_fields=work.query.ignored_fields,
-            inactive=found.inactive,
+            inactive=work.inactive,
             arm=work.arm,
         )
         served = Served(work.request_id, work.time_s, work.values, found.ads(shown), answer.snapshot)
@@ -306,10 +308,10 @@ class Pipeline:
             preranker = None
         if preranker is None:
             work.prerank = "prior"
-            scores = prior_rates(work.models.scorer.table, self._fields, found.ids, work.time_s)
+            scores = prior_rates(work.models.scorer.table, self._fields, found.id_keys(), work.time_s)
         else:
             work.prerank = preranker.version
-            scores = preranker.score(work.keys, found.ids, found.own, lambda at: found.keys(at)[:, self._item_slots])
+            scores = preranker.score(work.keys, found.numbers, lambda at: found.keys(at)[:, self._item_slots])
         work.prerank_scores = scores
         self.prerank_samples.add((work.keys, found.keys([*range(SAMPLED)])), len(found))
         self._metrics.rank_latency_s.labels("prerank").observe(self._clock() - begun_s)
@@ -321,9 +323,7 @@ class Pipeline:
         begun_s, found = self._clock(), work.found
         if begun_s - work.begun_s > self._rules.deadline_s:
             work.degraded.append("rank")
-            return prior_rates(
-                work.models.scorer.table, self._fields, [found.ids[index] for index in kept], work.time_s
-            )
+            return prior_rates(work.models.scorer.table, self._fields, found.id_keys(kept), work.time_s)
         if not kept:
             return np.zeros(0, np.float32)
         keys = self._joined(work.keys, found.keys(kept))
@@ -340,8 +340,8 @@ class Pipeline:
         """Return which of the ranked candidates are shown, best first, and the propensity of each."""
         explore, posterior = self._rules.explore_ads, (np.zeros(0), np.zeros(0))
         if explore:
-            ids = [work.found.ids[index] for index in kept]
-            posterior = prior_posterior(work.models.scorer.table, self._fields, ids, work.time_s)
+            id_keys = work.found.id_keys(kept)
+            posterior = prior_posterior(work.models.scorer.table, self._fields, id_keys, work.time_s)
         order, propensities = draw_list(values, posterior, top=work.query.top, explore=explore, seed=work.seed)
         return order.tolist(), propensities.tolist()
 

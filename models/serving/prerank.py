@@ -12,8 +12,7 @@ Shape legend: `K` candidates, `A` ads, `W` width of a half.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +20,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from features.encode import Keys, field_key
+from features.encode import Keys
 from features.fields import Field, id_field, slot_counts
 from features.posteriors import overall_rate, smoothed
-from features.priors import Floats, PriorTable, lookup_longest
+from features.priors import Floats, PriorTable, find, lookup_longest
 from models.prerank.build import PRERANKERS, trunk_of
 from models.prerank.heads import head_scores
 from models.prerank.inputs import is_of_ad, pool, shares_of
 from models.prerank.task import vectors_of
 from models.prerank.trunk import Trunk
+from models.serving.ad_table import Ints
 from models.serving.rank import Scores
 from models.snapshot import Snapshot
+
+NO_ADS = np.zeros(0, np.int64)
 
 
 class Preranker:
@@ -40,11 +42,10 @@ class Preranker:
     Attributes:
         version: The snapshot's.
         slide: The last slide that it has seen; None: none.
+        numbers: Of the ads whose halves it holds, ascending, (A,).
     """
 
-    def __init__(
-        self, snapshot: Snapshot, trunk: Trunk, vectors: Tensor, rows: Mapping[str, int], halves: Tensor
-    ) -> None:
+    def __init__(self, snapshot: Snapshot, trunk: Trunk, vectors: Tensor, numbers: Ints, halves: Tensor) -> None:
         """Put the parts together; `from_snapshot` is the way in."""
         self.version = snapshot.version
         self.slide = snapshot.slide
@@ -52,7 +53,7 @@ class Preranker:
         self._head = PRERANKERS[snapshot.network].head
         self._trunk = trunk
         self._vectors = vectors
-        self._rows = rows
+        self.numbers = numbers
         self._halves = halves
         self._of_ad = tuple(field for field in snapshot.fields if is_of_ad(field))
         self._of_request = tuple(field for field in snapshot.fields if not is_of_ad(field))
@@ -60,41 +61,37 @@ class Preranker:
     @classmethod
     def from_snapshot(cls, snapshot: Snapshot) -> Preranker:
         """Return a pre-ranker that holds no ad's half yet."""
-        bare = cls(snapshot, trunk_of(snapshot), vectors_of(snapshot), {}, torch.zeros(0))
+        bare = cls(snapshot, trunk_of(snapshot), vectors_of(snapshot), NO_ADS, torch.zeros(0))
         nothing = np.zeros((1, sum(slot_counts(bare._of_ad))), np.uint64)
-        return cls(snapshot, bare._trunk, bare._vectors, {}, bare._ad_halves(nothing)[:0])
+        return cls(snapshot, bare._trunk, bare._vectors, NO_ADS, bare._ad_halves(nothing)[:0])
 
-    def with_ads(self, ads: Mapping[str, Keys | None]) -> Preranker:
-        """Return a pre-ranker that holds the halves of ads with these keys, (S,) each; None: the ad is gone."""
-        there = {ad_id: keys for ad_id, keys in ads.items() if keys is not None}
-        kept = {ad_id: row for ad_id, row in self._rows.items() if ad_id not in ads}
-        halves = self._halves[list(kept.values())]
+    def with_ads(self, ads: Mapping[int, Keys | None]) -> Preranker:
+        """Return a pre-ranker that holds the halves of ads with these keys, (S,) each, by number; None: it is gone."""
+        there = {number: keys for number, keys in ads.items() if keys is not None}
+        kept = ~np.isin(self.numbers, list(ads))
+        numbers, halves = self.numbers[kept], self._halves[torch.from_numpy(kept)]
         if there:
+            numbers = np.concatenate([numbers, np.fromiter(there, np.int64)])
             halves = torch.cat([halves, self._ad_halves(np.stack(list(there.values())))])
-        rows = {ad_id: row for row, ad_id in enumerate([*kept, *there])}
-        return Preranker(self._snapshot, self._trunk, self._vectors, rows, halves)
+        order = np.argsort(numbers)
+        return Preranker(self._snapshot, self._trunk, self._vectors, numbers[order], halves[torch.from_numpy(order)])
 
-    def score(
-        self, request: Keys, ids: Sequence[str], own: Collection[str], keys: Callable[[Sequence[int]], Keys]
-    ) -> Scores:
+    def score(self, request: Keys, numbers: Ints, keys: Callable[[Sequence[int]], Keys]) -> Scores:
         """Return what candidates are ranked by, (K,).
 
         Args:
             request: Keys of the request's values, (S,).
-            ids: Of the candidates.
-            own: Those that have other values than the catalog's.
+            numbers: Of what the candidates are known by, (K,); negative: it has none.
             keys: Gives the keys of candidates, by their places: of those whose halves it does not hold.
         """
-        if not ids:
+        if not len(numbers):
             return np.zeros(0, np.float32)
-        places = np.fromiter(map(self._rows.get, ids, itertools.repeat(-1)), np.int64, len(ids))
-        if own:
-            places[[index for index, ad_id in enumerate(ids) if ad_id in own]] = -1
+        rows, is_held = find(self.numbers, numbers)
         with torch.inference_mode():
-            halves = functional.embedding(torch.from_numpy(np.maximum(places, 0)), self._halves) if self._rows else None
-            if len(new := np.flatnonzero(places < 0)):
+            halves = functional.embedding(torch.from_numpy(rows), self._halves) if len(self.numbers) else None
+            if len(new := np.flatnonzero(~is_held)):
                 made = self._ad_halves(keys(new.tolist()))
-                halves = made.new_empty(len(ids), made.shape[1]) if halves is None else halves
+                halves = made.new_empty(len(numbers), made.shape[1]) if halves is None else halves
                 halves[torch.from_numpy(new)] = made
             assert halves is not None
             outputs = self._trunk.join(self._half(self._trunk.request_half, request[None], self._of_request), halves)
@@ -115,26 +112,23 @@ def item_slots(fields: Sequence[Field]) -> npt.NDArray[np.int64]:
     return np.flatnonzero(np.repeat([field.side == "item" for field in fields], slot_counts(fields)))
 
 
-def prior_rates(table: PriorTable, fields: Sequence[Field], ad_ids: Sequence[str], time_s: float) -> Scores:
+def prior_rates(table: PriorTable, fields: Sequence[Field], id_keys: Keys, time_s: float) -> Scores:
     """Return the click rate of each ad as its counts alone say, in (0, 1), (K,); arguments as for `prior_posterior`."""
-    clicks, others = prior_posterior(table, fields, ad_ids, time_s)
+    clicks, others = prior_posterior(table, fields, id_keys, time_s)
     rates: Scores = (clicks / (clicks + others)).astype(np.float32)
     return rates
 
 
-def prior_posterior(
-    table: PriorTable, fields: Sequence[Field], ad_ids: Sequence[str], time_s: float
-) -> tuple[Floats, Floats]:
+def prior_posterior(table: PriorTable, fields: Sequence[Field], id_keys: Keys, time_s: float) -> tuple[Floats, Floats]:
     """Return the Beta posterior of each ad's click rate: clicks and others with the overall rate's, (K,) both.
 
     Args:
         table: Counts of the click model.
         fields: Of those counts.
-        ad_ids: Of the candidates.
+        id_keys: Of the candidates, (K,).
         time_s: Event time of the request; counts decay to it.
     """
     item = id_field(fields, "item")
     assert item is not None, "check_fields asks for an item id"
-    keys = np.array([field_key(item, ad_id) for ad_id in ad_ids], np.uint64)
-    n, c, *root = lookup_longest(table, keys, max(time_s, table.as_of_s))
+    n, c, *root = lookup_longest(table, id_keys, max(time_s, table.as_of_s))
     return smoothed(n, c, overall_rate(*root), table.strength[fields.index(item), int(np.argmax(table.half_lives_s))])

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,8 @@ from features.fields import Field, slot_counts
 from features.live_priors import CountUpdate, PublishedCounts
 from infra.metrics import ServeMetrics
 from models.registry import Registry
-from models.serving.catalog import Catalog, Held
+from models.serving.ad_table import NO_NUMBER
+from models.serving.catalog import Catalog
 from models.serving.prerank import Preranker, item_slots
 from models.serving.rank import Scorer, Scores
 from models.snapshot import SnapshotError
@@ -252,12 +253,12 @@ class PrerankRefresher(Follower):
         """
         super().__init__(registry, metrics, task)
         self._holder = holder
-        self._catalog = catalog
+        self._ads = catalog.table
         self._fields = fields
         self._samples = samples
-        of_ads = catalog.encoder.fields
+        of_ads = self._ads.encoder.fields
         self._slots = item_slots(of_ads) if task == "prerank" else np.arange(sum(slot_counts(of_ads)))
-        self._names: dict[str, tuple[str, ...]] = {}  # by ad, those whose halves are held
+        self._numbers: dict[str, tuple[int, ...]] = {}  # by ad, of what halves are held of it
         self._one_change = asyncio.Lock()
 
     async def bring_in(self, version: str) -> bool:
@@ -266,8 +267,8 @@ class PrerankRefresher(Follower):
         if current is not None and current.version == version:
             return True
         async with self._one_change:
-            self._names = {}
-            ads = self._keys_of(self._catalog.all_ads())
+            self._numbers = {}
+            ads = self._keys_of(self._ads)
             try:
                 preranker = await asyncio.to_thread(self._load, version, ads)
             except (ValueError, RuntimeError) as error:
@@ -277,28 +278,32 @@ class PrerankRefresher(Follower):
         self._swapped(version)
         return True
 
-    async def apply_ads(self, changed: Mapping[str, Held | None]) -> None:
-        """Hold the halves of ads that changed in the catalog; None: an ad is not active any more."""
+    async def apply_ads(self, changed: Collection[str]) -> None:
+        """Hold the halves of ads that changed in the catalog, and no longer those of ads that are gone."""
         async with self._one_change:
             if (current := self._holder.current) is not None and changed:
                 self._holder.swap(await asyncio.to_thread(current.with_ads, self._keys_of(changed)))
 
-    def _keys_of(self, ads: Mapping[str, Held | None]) -> dict[str, Keys | None]:
-        """Return the keys that these models read of ads, by what their halves are called; None for those to drop."""
-        keys: dict[str, Keys | None] = {}
-        for ad_id, held in ads.items():
-            of_ad = {} if held is None else self._of_ad(ad_id, held)
-            keys |= dict.fromkeys(self._names.pop(ad_id, ())) | of_ad
-            self._names[ad_id] = tuple(of_ad)
+    def _keys_of(self, ad_ids: Iterable[str]) -> dict[int, Keys | None]:
+        """Return the keys that these models read of ads as they are now, by number; None for those to drop."""
+        keys: dict[int, Keys | None] = {}
+        for ad_id in ad_ids:
+            of_ad = self._of_ad(ad_id)
+            keys |= dict.fromkeys(self._numbers.pop(ad_id, ())) | of_ad
+            if of_ad:
+                self._numbers[ad_id] = tuple(of_ad)
         return keys
 
-    def _of_ad(self, ad_id: str, held: Held) -> dict[str, Keys]:
+    def _of_ad(self, ad_id: str) -> dict[int, Keys]:
+        row = self._ads.row(ad_id)
+        if (held := self._ads.held[row]) is None:
+            return {}
         if self._task == "prerank":
-            return {ad_id: held.keys[self._slots]}
-        named = zip(held.creative_names, held.creatives, strict=True)
-        return {name: self._catalog.keys_with(held, creative) for name, creative in named}
+            return {int(self._ads.numbers[row]): self._ads.keys[row, self._slots]}
+        numbers = held.creative_numbers.tolist()
+        return {number: one.keys for number, one in zip(numbers, held.creatives, strict=True)}
 
-    def _load(self, version: str, ads: dict[str, Keys | None]) -> Preranker:
+    def _load(self, version: str, ads: dict[int, Keys | None]) -> Preranker:
         """Return a pre-ranker that holds the ads and has proved itself on recent requests."""
         snapshot, _ = self._registry.load(version, fields=self._fields)
         try:
@@ -314,5 +319,5 @@ class PrerankRefresher(Follower):
         return preranker
 
     def _try(self, preranker: Preranker, request: Keys, candidates: Keys) -> Scores:
-        ids = [str(number) for number in range(len(candidates))]
-        return preranker.score(request, ids, ids, lambda places: candidates[places][:, self._slots])
+        numbers = np.full(len(candidates), NO_NUMBER)
+        return preranker.score(request, numbers, lambda places: candidates[places][:, self._slots])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from features.encode import Keys
-from models.serving.catalog import Resolved
+from models.serving.ad_table import Held, Resolved
 from models.serving.prerank import Preranker
 from models.serving.rank import Scorer, Scores
 from models.serving.schema import Clean, RankQuery
@@ -33,11 +33,12 @@ class Work:
         keys: Of those values, (S,).
         arm: Of the experiment; empty: there is none.
         found: The candidates that may be ranked.
+        inactive: Ids of the others.
         seed: Decides all draws of the request.
         prerank: What chose those that are ranked; empty: all are.
         prerank_scores: Of all candidates; None: all are ranked.
         creatives: What chose the creatives; empty: there is nothing to choose.
-        places: Of the ranked candidates whose creative is chosen by us.
+        choices: The ranked candidates whose creative is chosen by us, by their places.
         propensities: With which probability each of those creatives was chosen, by place.
         pending: What a creative ranker says of their creatives, while ads are ranked.
         degraded: What was left out to answer in time.
@@ -49,6 +50,7 @@ class Work:
     models: Models
     arm: str
     found: Resolved
+    inactive: list[str]
     request_id: str
     seed: int
     time_s: float
@@ -56,7 +58,7 @@ class Work:
     prerank: str = ""
     prerank_scores: Scores | None = None
     creatives: str = ""
-    places: list[int] = field(default_factory=list)
+    choices: dict[int, Held] = field(default_factory=dict)
     propensities: dict[int, float] = field(default_factory=dict)
     pending: Future[list[Scores]] | None = None
     degraded: list[str] = field(default_factory=list)

@@ -17,7 +17,8 @@ import polars as pl
 
 from features.fields import Field, id_field, raw_fields
 from infra.settings import Join, LogSettings
-from models.serving.catalog import BID_MICROS, BID_MICROS_MAX, CREATIVES_MAX, CatalogAd, CatalogCreative
+from models.serving.ad_table import BID_MICROS
+from models.serving.catalog import BID_MICROS_MAX, CREATIVES_MAX, CatalogAd, CatalogCreative
 from stream.events import ID_CHARS_MAX
 from stream.logs.columns import categories, field_values, numbers
 from stream.logs.files import columns_of, find_files, read_whole

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from features.fields import Field
-from models.serving.catalog import Catalog, Resolved
+from models.serving.ad_table import Resolved
+from models.serving.catalog import Catalog
 from models.serving.schema import NamedAd
 
 FIELDS = (
@@ -20,6 +21,10 @@ FIELDS = (
 
 
 def resolve(catalog: Catalog, *asked: NamedAd) -> Resolved:
+    return resolve_all(catalog, *asked)[0]
+
+
+def resolve_all(catalog: Catalog, *asked: NamedAd) -> tuple[Resolved, list[str]]:
     return catalog.resolve([ad.ad_id for ad in asked], {ad.ad_id: ad.values for ad in asked if ad.values})
 
 
@@ -39,15 +44,15 @@ def catalog() -> Catalog:
 
 
 def test_an_ad_named_by_id_gets_its_values_and_its_id(catalog: Catalog) -> None:
-    found = resolve(catalog, NamedAd("a", {}))
+    found, inactive = resolve_all(catalog, NamedAd("a", {}))
     assert all_of(found) == [NamedAd("a", {"year": 1999.0, "tags": ["x"], "ad": "a"})]
-    assert (found.held[0] is not None, found.inactive) == (True, [])
+    assert (found.held(0) is not None, inactive) == (True, [])
 
 
 def test_an_unknown_ad_has_its_id_alone(catalog: Catalog) -> None:
     found = resolve(catalog, NamedAd("new", {}), NamedAd("other", {"year": 2001.0}))
     assert all_of(found) == [NamedAd("new", {"ad": "new"}), NamedAd("other", {"year": 2001.0, "ad": "other"})]
-    assert found.held == [None, None]
+    assert [found.held(0), found.held(1)] == [None, None]
 
 
 def test_the_callers_values_win_field_by_field_but_never_the_id(catalog: Catalog) -> None:
@@ -58,15 +63,15 @@ def test_the_callers_values_win_field_by_field_but_never_the_id(catalog: Catalog
 
 def test_an_inactive_ad_is_left_out_until_it_is_active_again(catalog: Catalog) -> None:
     catalog.put("a", record("a", active=False))
-    found = resolve(catalog, NamedAd("a", {}), NamedAd("b", {}))
-    assert ([ad.ad_id for ad in all_of(found)], found.inactive, len(catalog)) == (["b"], ["a"], 0)
+    found, inactive = resolve_all(catalog, NamedAd("a", {}), NamedAd("b", {}))
+    assert ([ad.ad_id for ad in all_of(found)], inactive, len(catalog)) == (["b"], ["a"], 0)
     catalog.put("a", record("a"))
-    assert resolve(catalog, NamedAd("a", {})).held != [None]
+    assert resolve(catalog, NamedAd("a", {})).held(0) is not None
 
 
 def test_a_removed_ad_is_unknown(catalog: Catalog) -> None:
     catalog.put("a", None)
-    assert resolve(catalog, NamedAd("a", {})).held == [None]
+    assert resolve(catalog, NamedAd("a", {})).held(0) is None
 
 
 @pytest.mark.parametrize(
@@ -90,9 +95,10 @@ def test_an_ad_holds_its_bid_and_its_creatives_each_with_its_own_values_over_the
     catalog = Catalog(fields)
     creatives = [{"creative_id": "c1"}, {"creative_id": "c2", "values": {"size": 2, "image": "other"}}]
     catalog.put("a", record("a", values={"year": 1999, "size": 1}, creatives=creatives))
-    held = resolve(catalog, NamedAd("a", {})).held[0]
+    found = resolve(catalog, NamedAd("a", {}))
+    held = found.held(0)
     assert held is not None
-    assert held.bid_micros == 5
+    assert found.bids([0]).tolist() == [5.0]
     assert [one.creative_id for one in held.creatives] == ["c1", "c2"]
     assert [one.values for one in held.creatives] == [{"size": 1.0, "image": "c1"}, {"size": 2.0, "image": "c2"}]
 

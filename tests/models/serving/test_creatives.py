@@ -85,33 +85,32 @@ def catalog() -> Catalog:
 
 def test_a_candidate_has_the_values_and_keys_of_the_creative_it_is_shown_with() -> None:
     held = catalog()
-    found = held.resolve(["a", "b", "c"], {})
-    assert [found.has_choice(index) for index in range(3)] == [True, False, False]
+    found, _ = held.resolve(["a", "b", "c"], {})
+    assert [index for index, _ in found.with_choice(range(3))] == [0]
     before = found.values(0)
     assert before == {"ad": "a", "image": "bad", "size": 1.0}
-    creatives = found.held[0].creatives if found.held[0] else ()
-    found.chosen = {0: creatives[1]}
+    found.chosen = {0: found.held(0).creatives[1]}  # type: ignore[union-attr]
     assert found.values(0) == {"ad": "a", "image": "good", "size": 2.0}
     assert json.loads(bytes(found.ads([0])[0].values)) == found.values(0)
-    np.testing.assert_array_equal(found.keys([0])[0], held.encoder.keys(found.values(0)))
-    assert held.resolve(["a"], {}).values(0) == before, "a choice is one request's"
+    np.testing.assert_array_equal(found.keys([0])[0], held.table.encoder.keys(found.values(0)))
+    assert held.resolve(["a"], {})[0].values(0) == before, "a choice is one request's"
 
 
 def test_a_creative_has_nothing_of_the_first_one() -> None:
     held = Catalog(FIELDS)
     creatives = [{"creative_id": "bad", "values": {"size": 1}}, {"creative_id": "good"}]
     held.put("a", json.dumps({"ad_id": "a", "creatives": creatives}).encode())
-    found = held.resolve(["a"], {})
-    found.chosen = {0: found.held[0].creatives[1]}  # type: ignore[union-attr]
+    found, _ = held.resolve(["a"], {})
+    found.chosen = {0: found.held(0).creatives[1]}  # type: ignore[union-attr]
     assert found.values(0) == json.loads(bytes(found.ads([0])[0].values)) == {"ad": "a", "image": "good"}
-    np.testing.assert_array_equal(found.keys([0])[0], held.encoder.keys(found.values(0)))
+    np.testing.assert_array_equal(found.keys([0])[0], held.table.encoder.keys(found.values(0)))
 
 
 def test_a_creative_that_the_caller_names_is_not_chosen_again() -> None:
-    found = catalog().resolve(["a"], {"a": {"image": "mine"}})
-    assert not found.has_choice(0)
+    found, _ = catalog().resolve(["a"], {"a": {"image": "mine"}})
+    assert found.with_choice([0]) == []
     assert found.values(0)["image"] == "mine"
-    other = catalog().resolve(["a"], {"a": {"size": 9.0}})
-    assert other.has_choice(0)
-    other.chosen = {0: other.held[0].creatives[1]}  # type: ignore[union-attr]
+    other, _ = catalog().resolve(["a"], {"a": {"size": 9.0}})
+    assert [index for index, _ in other.with_choice([0])] == [0]
+    other.chosen = {0: other.held(0).creatives[1]}  # type: ignore[union-attr]
     assert other.values(0) == {"ad": "a", "image": "good", "size": 9.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.encode import Keys, ValueEncoder
+from features.encode import Keys, ValueEncoder, field_key
 from models.prerank.inputs import prerank_fields
 from models.prerank.task import PrerankTask, chain_rows
+from models.serving.ad_table import NO_NUMBER
 from models.serving.pipeline import Pipeline, Rules
 from models.serving.prerank import Preranker, prior_rates
 from models.serving.refresh import PrerankRefresher
@@ -91,11 +93,12 @@ def keys_of(one: NamedAd) -> Keys:
 
 
 def scores(preranker: Preranker, ads: list[NamedAd], *, known: bool = True) -> np.ndarray:
-    ids = [one.ad_id for one in ads]
-    own = [] if known else ids
-    return preranker.score(
-        OF_REQUEST.keys(VALUES), ids, own, lambda at: np.stack([keys_of(ads[place]) for place in at])
-    )
+    numbers = np.array([number_of(one.ad_id) if known else NO_NUMBER for one in ads], np.int64)
+    return preranker.score(OF_REQUEST.keys(VALUES), numbers, lambda at: np.stack([keys_of(ads[place]) for place in at]))
+
+
+def number_of(ad_id: str) -> int:
+    return int(ad_id.removeprefix("ad"))
 
 
 def test_scores_are_those_of_the_task_that_learnt_it() -> None:
@@ -106,7 +109,7 @@ def test_scores_are_those_of_the_task_that_learnt_it() -> None:
     )
     task = PrerankTask(dataclasses.replace(PLAN, fields=READ, network="ecm"), gate_penalty=0.0)
     expected = task.score(task.read(Slide(3, 0.0, 1.0, frame), snapshot), snapshot).scores
-    found = scores(Preranker.from_snapshot(snapshot).with_ads({one.ad_id: keys_of(one) for one in ads}), ads)
+    found = scores(Preranker.from_snapshot(snapshot).with_ads({number_of(one.ad_id): keys_of(one) for one in ads}), ads)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert np.corrcoef(found, np.arange(N_ADS))[0, 1] > 0.8
 
@@ -114,16 +117,16 @@ def test_scores_are_those_of_the_task_that_learnt_it() -> None:
 def test_an_ads_half_is_the_same_from_the_catalog_and_from_the_request() -> None:
     ads = [ad(number) for number in range(N_ADS)]
     bare = Preranker.from_snapshot(prerank_snapshots()[0])
-    held = bare.with_ads({one.ad_id: keys_of(one) for one in ads[::2]})
+    held = bare.with_ads({number_of(one.ad_id): keys_of(one) for one in ads[::2]})
     np.testing.assert_allclose(scores(held, ads), scores(bare, ads), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(scores(held, ads, known=False), scores(bare, ads), rtol=1e-6, atol=1e-6)
     assert scores(held, []).shape == (0,)
 
 
 def test_ads_change_and_go_and_what_held_them_before_does_not_notice() -> None:
-    before = Preranker.from_snapshot(prerank_snapshots()[0]).with_ads({f"ad{n}": keys_of(ad(n)) for n in range(N_ADS)})
+    before = Preranker.from_snapshot(prerank_snapshots()[0]).with_ads({n: keys_of(ad(n)) for n in range(N_ADS)})
     first, changed = scores(before, [ad(0), ad(1)]), NamedAd("ad0", ad(19).values)
-    after = before.with_ads({"ad0": keys_of(changed), "ad1": None})
+    after = before.with_ads({0: keys_of(changed), 1: None})
     assert scores(after, [ad(0)])[0] == pytest.approx(scores(before, [changed], known=False)[0], abs=1e-6)
     np.testing.assert_array_equal(scores(before, [ad(0), ad(1)]), first)
     np.testing.assert_allclose(scores(after, [ad(5), ad(7)]), scores(before, [ad(5), ad(7)]))
@@ -133,7 +136,7 @@ def test_ads_change_and_go_and_what_held_them_before_does_not_notice() -> None:
 def test_the_prior_orders_ads_by_their_clicks_and_gives_new_ones_the_overall_rate() -> None:
     table = two_snapshots()[1].priors
     ids = [f"ad{number}" for number in range(N_ADS)]
-    rates = prior_rates(table, FIELDS, [*ids, "never-seen"], NOW_S)
+    rates = prior_rates(table, FIELDS, id_keys(*ids, "never-seen"), NOW_S)
     assert ((rates > 0.0) & (rates < 1.0)).all()
     root = (table.root_c[-1] + 1.0) / (table.root_n[-1] + 2.0)
     assert rates[-1] == pytest.approx(root, rel=0.05)
@@ -166,9 +169,15 @@ def narrow(service: Service, clock: Any = None, users: Users | None = None, **ch
     )
 
 
+def id_keys(*ids: str) -> Keys:
+    (item,) = (field for field in FIELDS if field.name == "ad")
+    return np.array([field_key(item, ad_id) for ad_id in ids], np.uint64)
+
+
 def hold(service: Service) -> Preranker:
+    ads = service.catalog.table
     preranker = Preranker.from_snapshot(prerank_snapshots()[1]).with_ads(
-        {ad_id: held.keys for ad_id, held in service.catalog.all_ads().items() if held}
+        {int(ads.numbers[row]): ads.keys[row] for row in map(ads.row, ads)}
     )
     service.prerankers.swap(preranker)
     return preranker
@@ -204,7 +213,7 @@ async def test_few_candidates_are_all_ranked_and_none_is_sampled(service: Servic
 
 async def test_without_a_pre_ranker_the_prior_chooses_and_the_answer_says_so(service: Service) -> None:
     answer, served = await rank(service)
-    rates = prior_rates(service.holder.current.table, FIELDS, [f"ad{n}" for n in range(N_ADS)], NOW_S)  # type: ignore[union-attr]
+    rates = prior_rates(service.holder.current.table, FIELDS, id_keys(*(f"ad{n}" for n in range(N_ADS))), NOW_S)  # type: ignore[union-attr]
     best = {f"ad{number}" for number in np.argsort(-rates, kind="stable")[:6]}
     assert answer.prerank == "prior"
     assert {one.ad_id for one in [*served.ads, *served.ranked]} == best
@@ -278,6 +287,10 @@ def refresher(service: Service) -> PrerankRefresher:
     )
 
 
+def never_asked(_: Sequence[int]) -> Keys:
+    raise AssertionError("it must be held")
+
+
 async def test_a_pre_ranker_is_brought_in_with_the_catalogs_ads_and_follows_them(
     service: Service, refresher: PrerankRefresher
 ) -> None:
@@ -290,7 +303,9 @@ async def test_a_pre_ranker_is_brought_in_with_the_catalogs_ads_and_follows_them
     second = service.prerankers.current
     assert second is not None
     changed = NamedAd("ad0", {"ad": "ad0", "tags": ["t1", "t4"]})
-    assert scores(second, [ad(0)])[0] == pytest.approx(scores(first, [changed], known=False)[0], abs=1e-6)
+    ads = service.catalog.table
+    held = second.score(OF_REQUEST.keys(VALUES), ads.numbers[[ads.row("ad0")]], never_asked)
+    assert held[0] == pytest.approx(scores(first, [changed], known=False)[0], abs=1e-6)
     await refresher.apply_ads(service.catalog.take_changed())
     assert service.prerankers.current is second, "nothing changed"
     assert await refresher.bring_in(prerank_snapshots()[1].version)
