@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 from typing import NoReturn, cast
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from infra.metrics import ServeMetrics
 from models.serving.pipeline import Unavailable
-from models.serving.schema import Ad, Click, ClientEvent, Impression, Rejected, Served
+from models.serving.schema import Click, ClientEvent, Impression, Rejected, Served
 from stream import events
 from stream.partitioner import murmur2_partition
 
@@ -85,12 +86,13 @@ class EventWriter:
 def to_event(event: Served | ClientEvent) -> events.Request | events.Impression | events.Click:
     """Return what was served or sent as an event of the log."""
     if isinstance(event, Served):
-        candidates = [_candidate(ad, "exposed", 1.0) for ad in event.ads]
-        candidates += [_candidate(ad, RANKED, 1.0) for ad in event.ranked]
-        candidates += [_candidate(ad, MATCHED, event.sample_rate) for ad in event.sampled]
-        values = cast(dict[str, events.Value], event.values)
+        candidates = [events.Candidate(ad.ad_id, cast(dict[str, events.Value], ad.values)) for ad in event.ads]
+        candidates += _others(event.ranked, RANKED, 1.0)
+        candidates += _others(event.sampled, MATCHED, event.sample_rate)
         served = (event.snapshot, event.split, event.arm)
-        return events.Request(event.request_id, event.time_s, candidates, values, *served)
+        return events.Request(
+            event.request_id, event.time_s, candidates, cast(dict[str, events.Value], event.values), *served
+        )
     assert event.time_s is not None, "the reader of bodies fills in the time"
     ids = (event.request_id, event.ad_id, event.position, event.time_s)
     if isinstance(event, Impression):
@@ -99,9 +101,11 @@ def to_event(event: Served | ClientEvent) -> events.Request | events.Impression 
     return events.Click(*ids, token=event.token)
 
 
-def _candidate(ad: Ad, stage: str, sample_rate: float) -> events.Candidate:
-    values = cast(dict[str, events.Value], ad.values)  # is JSON already, and is written as it is
-    return events.Candidate(ad.ad_id, values, stage, sample_rate)
+def _others(ads: list[bytes], stage: str, sample_rate: float) -> list[events.Candidate]:
+    """Return what was not shown as candidates: they are JSON already, and are written as they are."""
+    became = {"stage": stage} | ({"sample_rate": sample_rate} if sample_rate < 1.0 else {})
+    end = b"," + msgspec.json.encode(became)[1:]
+    return cast(list[events.Candidate], [msgspec.Raw(ad + end) for ad in ads])
 
 
 def _refuse_size(size: int) -> NoReturn:

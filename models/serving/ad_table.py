@@ -41,7 +41,7 @@ class Creative(msgspec.Struct, frozen=True, gc=False):
         creative_id: Which.
         values: Of the creative's side, that it is scored on.
         keys: Of the values of its ad when it is shown with it, (S,), as `AdTable.encoder` gives them.
-        tail: Those of its side as JSON, to be put behind its ad's `head`.
+        tail: Its end of the ad as JSON, instead of its ad's.
     """
 
     creative_id: str
@@ -58,8 +58,8 @@ class Held(msgspec.Struct, frozen=True, gc=False):
         creatives: The ways to show it.
         creative_keys: The keys of their ids, (how many,).
         creative_numbers: Theirs, (how many,).
-        head: The values that are the same whatever the creative, as JSON without its end.
-        tail: The rest where none is chosen.
+        head: The ad as JSON (`Ad`) up to the values that are the same whatever the creative.
+        tail: The other values where none is chosen, and the end of the values.
     """
 
     values: dict[str, Clean]
@@ -180,7 +180,7 @@ class AdTable:
             creatives=made,
             creative_keys=np.array([0 if slot is None else one.keys[slot] for one in made], np.uint64),
             creative_numbers=np.fromiter(itertools.islice(self._next_number, len(made)), np.int64, len(made)),
-            head=_encode(of_ad)[:-1],
+            head=b'{"ad_id":' + _encode(ad_id) + b',"values":' + _encode(of_ad)[:-1],
             tail=made[0].tail if made else _tail(shared),
         )
 
@@ -265,14 +265,16 @@ class Resolved:
 
     def ads(self, indices: Iterable[int]) -> list[Ad]:
         """Return candidates with all their values."""
-        places = list(indices)
-        held, chosen, ids, found = self._table.held, self.chosen, self.ids, []
-        for index, row in zip(places, self._whole[np.asarray(places, np.int64)].tolist(), strict=True):
+        return [Ad(self.ids[index], self.values(index)) for index in indices]
+
+    def ads_json(self, indices: Sequence[int]) -> list[bytes]:
+        """Return candidates with all their values: each an `Ad` as JSON without its closing brace."""
+        held, chosen, found = self._table.held, self.chosen, []
+        for index, row in zip(indices, self._whole[np.asarray(indices, np.int64)].tolist(), strict=True):
             if (one := held[row]) is None:
-                values = _encode(self.values(index))
+                found.append(_encode(Ad(self.ids[index], self.values(index)))[:-1])
             else:
-                values = one.head + (one if (creative := chosen.get(index)) is None else creative).tail
-            found.append(Ad(ids[index], msgspec.Raw(values)))
+                found.append(one.head + (one if (creative := chosen.get(index)) is None else creative).tail)
         return found
 
 

@@ -354,5 +354,6 @@ class Pipeline:
         others[kept] = False
         rest = np.flatnonzero(others)
         drawn = rest[np.random.default_rng([work.seed, 1]).random(len(rest)) < rate]
-        ranked = found.ads(index for index in kept if index not in shown)
-        return msgspec.structs.replace(served, ranked=ranked, sampled=found.ads(drawn.tolist()), sample_rate=rate)
+        ranked, sampled = [index for index in kept if index not in shown], drawn.tolist()
+        json = {"ranked": found.ads_json(ranked), "sampled": found.ads_json(sampled)}
+        return msgspec.structs.replace(served, **json, sample_rate=rate)

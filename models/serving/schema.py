@@ -115,10 +115,10 @@ class ExplainBody(RankBody, frozen=True, forbid_unknown_fields=True):
 
 
 class Ad(msgspec.Struct, frozen=True, gc=False):
-    """A candidate of a request: its id, and its values by field name as JSON."""
+    """A candidate of a request: its id, and its values by field name."""
 
     ad_id: str
-    values: msgspec.Raw
+    values: dict[str, Clean]
 
 
 class RankQuery(msgspec.Struct, frozen=True):
@@ -303,8 +303,9 @@ class Served(msgspec.Struct, frozen=True):
 
     Attributes:
         ads: What was shown, best first.
-        ranked: What was ranked and not shown.
-        sampled: Of the candidates that were not ranked, those that were drawn with the probability `sample_rate`.
+        ranked: What was ranked and not shown: each an `Ad` as JSON without its closing brace, as they are many.
+        sampled: Of the candidates that were not ranked, those that were drawn with the probability `sample_rate`;
+            likewise.
         split: Name of the experiment; empty without one.
         arm: As in the answer.
     """
@@ -314,8 +315,8 @@ class Served(msgspec.Struct, frozen=True):
     values: dict[str, Clean]
     ads: list[Ad]
     snapshot: str
-    ranked: list[Ad] = []
-    sampled: list[Ad] = []
+    ranked: list[bytes] = []
+    sampled: list[bytes] = []
     sample_rate: float = 1.0
     split: str = ""
     arm: str = ""

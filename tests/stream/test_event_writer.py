@@ -136,3 +136,15 @@ async def test_an_event_larger_than_the_log_takes_is_refused() -> None:
         await write.publish(Served("r1", 7.0, values, [Ad("a1", {})], "s"))
     assert caught.value.is_too_large
     assert count(metrics, "request", "refused") == 1.0
+
+
+def test_what_was_not_shown_says_what_became_of_it() -> None:
+    served = msgspec.structs.replace(
+        SERVED, ranked=[b'{"ad_id":"a2","values":{"ad":"a2"}'], sampled=[b'{"ad_id":"a3","values":{}'], sample_rate=0.25
+    )
+    event = events.decode_event(events.encode_event(to_event(served)))
+    assert isinstance(event, events.Request)
+    assert event.candidates[1:] == [
+        events.Candidate("a2", {"ad": "a2"}, "rank_neg"),
+        events.Candidate("a3", {}, "prerank_neg", 0.25),
+    ]

@@ -42,7 +42,10 @@ def test_what_is_resolved_is_what_was_put_last(puts: list[tuple[str, Any]], name
         expected.append(values | ({"image": images[0]} if images else {}) | own.get(ad_id, {}) | {"ad": ad_id})
     assert len(table) == len(truth)
     assert [found.values(index) for index in places] == expected
-    assert [json.loads(bytes(ad.values)) for ad in found.ads(places)] == expected
+    assert [ad.values for ad in found.ads(places)] == expected
+    assert [json.loads(one + b"}") for one in found.ads_json(places)] == [
+        {"ad_id": ad_id, "values": values} for ad_id, values in zip(IDS, expected, strict=True)
+    ]
     np.testing.assert_array_equal(found.keys(places), [table.encoder.keys(values) for values in expected])
     np.testing.assert_array_equal(found.id_keys(), [field_key(AD, ad_id) for ad_id in IDS])
     np.testing.assert_array_equal(found.id_keys([3, 1]), [field_key(AD, "ad3"), field_key(AD, "ad1")])

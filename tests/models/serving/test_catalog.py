@@ -29,7 +29,7 @@ def resolve_all(catalog: Catalog, *asked: NamedAd) -> tuple[Resolved, list[str]]
 
 
 def all_of(found: Resolved) -> list[NamedAd]:
-    return [NamedAd(ad.ad_id, json.loads(bytes(ad.values))) for ad in found.ads(range(len(found)))]
+    return [NamedAd(ad.ad_id, ad.values) for ad in found.ads(range(len(found)))]
 
 
 def record(ad_id: str, **changed: Any) -> bytes:

@@ -147,7 +147,7 @@ async def test_each_user_is_shown_the_creative_that_a_ranker_expects_them_to_cli
     for user in range(4):
         answer, served = await ranking.rank(user)
         assert [one.creative_id for one in answer.ads] == [f"{one.ad_id}-{LIKES[user % 2]}" for one in answer.ads]
-        assert [json.loads(bytes(ad.values))["animal"] for ad in served.ads] == [LIKES[user % 2]] * 3
+        assert [ad.values["animal"] for ad in served.ads] == [LIKES[user % 2]] * 3
         assert (answer.creatives, answer.degraded) == (ranker.version, [])
         assert {one.propensity for one in answer.ads} == {1.0}
 

@@ -190,16 +190,24 @@ async def rank(service: Service, **changed: Any) -> tuple[RankAnswer, Served]:
     return answer, served
 
 
+def ids_of(ads: list[bytes]) -> list[str]:
+    return [json.loads(one + b"}")["ad_id"] for one in ads]
+
+
+def shown_or_ranked(served: Served) -> list[str]:
+    return [*(one.ad_id for one in served.ads), *ids_of(served.ranked)]
+
+
 async def test_only_the_pre_rankers_best_are_ranked_and_the_record_says_what_became_of_all(service: Service) -> None:
     preranker = hold(service)
     answer, served = await rank(service, request_id="q7")
     best = np.argsort(-scores(preranker, [ad(number) for number in range(N_ADS)]), kind="stable")[:6]
-    ranked = {one.ad_id for one in [*served.ads, *served.ranked]}
+    ranked = {*shown_or_ranked(served)}
     assert ranked == {f"ad{number}" for number in best}
     assert answer.prerank == preranker.version
     assert [one.ad_id for one in served.ads] == [one.ad_id for one in answer.ads]
     assert 0 < len(served.sampled) < N_ADS - 6
-    assert not ranked & {one.ad_id for one in served.sampled}
+    assert not ranked & {*ids_of(served.sampled)}
     assert served.sample_rate == 0.5
     again = (await rank(service, request_id="q7"))[1]
     assert again.sampled == served.sampled, "a retry of the same request draws the same"
@@ -216,7 +224,7 @@ async def test_without_a_pre_ranker_the_prior_chooses_and_the_answer_says_so(ser
     rates = prior_rates(service.holder.current.table, FIELDS, id_keys(*(f"ad{n}" for n in range(N_ADS))), NOW_S)  # type: ignore[union-attr]
     best = {f"ad{number}" for number in np.argsort(-rates, kind="stable")[:6]}
     assert answer.prerank == "prior"
-    assert {one.ad_id for one in [*served.ads, *served.ranked]} == best
+    assert {*shown_or_ranked(served)} == best
     assert answer.degraded == []
 
 
