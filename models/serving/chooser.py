@@ -30,6 +30,7 @@ from models.serving.work import Work
 
 Order = Literal["parallel", "pre", "post"]
 SAMPLED = 10  # creatives that a new ranker is warmed up on
+AGAIN = 2  # the stream of a request's draws for creatives that are chosen again; pipeline.py has another
 
 
 class CreativeChooser:
@@ -102,7 +103,8 @@ class CreativeChooser:
         if (scores := self._ready(work, ranker, places, left_s)) is None:
             work.degraded.append("creatives")
             return
-        _show_with(work, places, choose_by_scores(scores, explore=self._explore, seed=work.seed))
+        # Draws of its own: by the first ones ads were scored, so given that an ad is shown they are not even any more.
+        _show_with(work, places, choose_by_scores(scores, explore=self._explore, seed=(work.seed, AGAIN)))
         work.creatives = ranker.version
 
     def _ready(self, work: Work, ranker: Preranker, places: list[int], left_s: float) -> list[Scores] | None:

@@ -61,7 +61,7 @@ def choose_by_prior(
     return Choice(*choose(EpsilonGreedy(explore, strength).probabilities(tally, rng), rng))
 
 
-def choose_by_scores(scores: Sequence[Scores], *, explore: float, seed: int) -> Choice:
+def choose_by_scores(scores: Sequence[Scores], *, explore: float, seed: int | Sequence[int]) -> Choice:
     """Return a choice by what a creative ranker says.
 
     Args:

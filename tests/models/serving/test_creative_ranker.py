@@ -170,6 +170,18 @@ async def test_other_creatives_are_tried_as_often_as_the_propensity_says(order: 
 
 
 @pytest.mark.parametrize("order", ["parallel", "post"])
+async def test_a_creative_is_drawn_independently_of_the_one_that_its_ad_was_scored_with(order: str) -> None:
+    """Else the first draw, which decides who is shown, would decide the second, and no propensity would hold."""
+    by_prior, by_ranker = Ranking(order, explore=1.0), Ranking(order, explore=1.0)
+    by_ranker.hold()
+    is_same = []
+    for number in range(120):
+        scored, shown = [(await one.rank(0, f"q{number}"))[0].ads for one in (by_prior, by_ranker)]
+        is_same += [one.creative_id == other.creative_id for one, other in zip(scored, shown, strict=True)]
+    assert np.mean(is_same) == pytest.approx(1.0 / len(ANIMALS), abs=0.08)
+
+
+@pytest.mark.parametrize("order", ["parallel", "post"])
 async def test_a_ranker_that_comes_too_late_is_left_out_said_and_counted(order: str) -> None:
     now_s = 0.0
 
