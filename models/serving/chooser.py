@@ -114,6 +114,7 @@ class CreativeChooser:
         try:
             of_all = work.pending.result(max(left_s, 0.0))
         except TimeoutError:
+            work.pending.cancel()  # what has not begun would only keep the next requests waiting
             return None
         by_place = dict(zip(work.places, of_all, strict=True))
         return [by_place[index] for index in places]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -208,6 +210,27 @@ def never_ready(pipeline: Pipeline) -> Any:
         return pipeline
 
     return wait
+
+
+async def test_what_nobody_waits_for_any_more_is_not_worked_on_either() -> None:
+    """Else, once rankers are late, each request would make the next one later."""
+    n_begun, is_over = 0, threading.Event()
+
+    def wait(*_: Any) -> Any:
+        nonlocal n_begun
+        n_begun += 1
+        is_over.wait(10.0)
+        return []
+
+    ranking = Ranking("parallel", clock=itertools.count(0.0, 0.6).__next__)
+    ranking.hold()
+    chooser = ranking.pipeline.chooser
+    chooser._scores = wait  # type: ignore[method-assign]
+    for number in range(5):
+        assert "creatives" in (await ranking.rank(0, f"q{number}"))[0].degraded
+    is_over.set()
+    chooser._beside.shutdown(wait=True)
+    assert n_begun <= 1
 
 
 async def test_halves_of_creatives_follow_the_catalog(tmp_path: Path) -> None:
