@@ -123,16 +123,16 @@ class CreativeChooser:
         """Return what the ranker says of each creative of some candidates; it reads the catalog's values."""
         begun_s, held = self._clock(), _held(work, places)
         names = [*chain.from_iterable(one.creative_names for one in held)]
-        scores = ranker.score(work.keys, names, (), lambda at: self._keys(held, at))
-        self.samples.add((work.keys, self._keys(held, range(min(SAMPLED, len(names))))), len(names))
+        creatives = [(one, creative) for one in held for creative in one.creatives]
+
+        def keys(at: Sequence[int]) -> Keys:
+            return np.stack([self._catalog.keys_with(*creatives[index]) for index in at])
+
+        scores = ranker.score(work.keys, names, (), keys)
+        self.samples.add((work.keys, keys(range(min(SAMPLED, len(names))))), len(names))
         ends = np.cumsum([len(one.creatives) for one in held])
         self._metrics.rank_latency_s.labels("creatives").observe(self._clock() - begun_s)
         return np.split(scores, ends[:-1])
-
-    def _keys(self, held: Sequence[Held], at: Sequence[int]) -> Keys:
-        """Return the keys of some of the creatives of ads, by their place among all of them."""
-        pairs = [(one, creative) for one in held for creative in one.creatives]
-        return np.stack([self._catalog.keys_with(*pairs[index]) for index in at])
 
 
 def _held(work: Work, places: Sequence[int]) -> list[Held]:
