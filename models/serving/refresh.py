@@ -266,10 +266,8 @@ class PrerankRefresher(Follower):
         if current is not None and current.version == version:
             return True
         async with self._one_change:
-            self._names = {}
-            ads = self._keys_of(self._catalog.all_ads())
             try:
-                preranker = await asyncio.to_thread(self._load, version, ads)
+                preranker = await asyncio.to_thread(self._load, version, self._catalog.all_ads())
             except (ValueError, RuntimeError) as error:
                 self._refuse(version, current.version if current else "", error)
                 return False
@@ -281,7 +279,7 @@ class PrerankRefresher(Follower):
         """Hold the halves of ads that changed in the catalog; None: an ad is not active any more."""
         async with self._one_change:
             if (current := self._holder.current) is not None and changed:
-                self._holder.swap(await asyncio.to_thread(current.with_ads, self._keys_of(changed)))
+                self._holder.swap(await asyncio.to_thread(lambda: current.with_ads(self._keys_of(changed))))
 
     def _keys_of(self, ads: Mapping[str, Held | None]) -> dict[str, Keys | None]:
         """Return the keys that these models read of ads, by what their halves are called; None for those to drop."""
@@ -298,11 +296,12 @@ class PrerankRefresher(Follower):
         named = zip(held.creative_names, held.creatives, strict=True)
         return {name: self._catalog.keys_with(held, creative) for name, creative in named}
 
-    def _load(self, version: str, ads: dict[str, Keys | None]) -> Preranker:
+    def _load(self, version: str, ads: Mapping[str, Held | None]) -> Preranker:
         """Return a pre-ranker that holds the ads and has proved itself on recent requests."""
         snapshot, _ = self._registry.load(version, fields=self._fields)
+        self._names = {}
         try:
-            preranker = Preranker.from_snapshot(snapshot).with_ads(ads)
+            preranker = Preranker.from_snapshot(snapshot).with_ads(self._keys_of(ads))
             scores = np.concatenate([self._try(preranker, *sample) for sample in self._samples()])
         except LookupError as error:
             rule = "hold every tensor that this release reads"
