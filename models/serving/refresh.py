@@ -133,6 +133,7 @@ class Refresher(Follower):
         self._counts_max = counts_max
         self._samples = samples
         self._live = PublishedCounts.empty(half_lives_s, len(fields))
+        self._loading: dict[str, asyncio.Task[Scorer]] = {}  # by version
         self._one_change = asyncio.Lock()
 
     async def bring_in(self, version: str) -> bool:
@@ -166,7 +167,7 @@ class Refresher(Follower):
                 await self._swap_latest(self._latest.current)
 
     async def load(self, version: str) -> Scorer:
-        """Return a snapshot's scorer; what serves already is not loaded again.
+        """Return a snapshot's scorer; what serves already, or is being loaded for the other arm, is not loaded again.
 
         Raises:
             ValueError: If the snapshot cannot be used; RuntimeError, if its weights have another shape.
@@ -175,7 +176,10 @@ class Refresher(Follower):
         for serving in (self._holder.current, self._latest.current):
             if serving is not None and serving.version == version:
                 return serving
-        return await asyncio.to_thread(self._load, version)
+        if (loading := self._loading.get(version)) is None:
+            loading = self._loading[version] = asyncio.create_task(asyncio.to_thread(self._load, version))
+            loading.add_done_callback(lambda _: self._loading.pop(version))
+        return await loading
 
     async def put_latest(self, scorer: Scorer | None) -> None:
         """Let a model serve beside the champion, with the live counts under it, or none."""
