@@ -14,7 +14,7 @@ Shape legend: `N` rows, `B` some of them, `S` slots, `F` fields, `H` half-lives,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,11 +101,8 @@ def parent_rates(
 
     The arguments are those of `dense_inputs`.
     """
-    rates = np.empty((*keys.shape, len(table.half_lives_s)))
-    for rows, found in _posteriors(counts, keys, table, fields, levels):
-        for h, parent in zip(np.argsort(table.half_lives_s, kind="stable"), found.parent, strict=True):
-            rates[rows, :, h] = (1.0 / (1.0 + np.exp(-parent))).T
-    return rates
+    found = _posteriors(counts, keys, table, fields, levels)
+    return _to_rates(((rows, one.parent) for rows, one in found), keys, table)
 
 
 def posterior_rates(
@@ -115,11 +112,8 @@ def posterior_rates(
 
     The arguments are those of `dense_inputs`.
     """
-    rates = np.empty((*keys.shape, len(table.half_lives_s)))
-    for rows, found in _posteriors(counts, keys, table, fields, levels):
-        for h, rate in zip(np.argsort(table.half_lives_s, kind="stable"), found.rate, strict=True):
-            rates[rows, :, h] = (1.0 / (1.0 + np.exp(-rate))).T
-    return rates
+    found = _posteriors(counts, keys, table, fields, levels)
+    return _to_rates(((rows, one.rate) for rows, one in found), keys, table)
 
 
 def beta_posterior(
@@ -200,6 +194,15 @@ def _posteriors(
         for of_n, of_c, of_slots in zip(n[-2::-1], c[-2::-1], strength[-2::-1], strict=True):
             rates.append(_rate(of_n, of_c, rates[-1], of_slots))
         yield rows, _Posteriors(n, root[rows], share, [*rates[-2::-1], parent], rates[::-1])
+
+
+def _to_rates(logits: Iterable[tuple[slice, list[Floats]]], keys: Keys, table: PriorTable) -> Floats:
+    """Return logits of a few rows after the other, as `_Posteriors` holds them, as rates of all, (N, S, H)."""
+    rates = np.empty((*keys.shape, len(table.half_lives_s)))
+    for rows, of_rows in logits:
+        for h, logit in zip(np.argsort(table.half_lives_s, kind="stable"), of_rows, strict=True):
+            rates[rows, :, h] = (1.0 / (1.0 + np.exp(-logit))).T
+    return rates
 
 
 def _put_inputs(found: _Posteriors, slots: Sequence[slice], dense: npt.NDArray[np.float32]) -> None:

@@ -29,6 +29,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from models.ope.estimates import ratio_variance
+
 Floats = npt.NDArray[np.float64]
 
 ALPHA = 0.05  # intervals of 95 %
@@ -130,9 +132,8 @@ def check_draw(n_control: int, n_treatment: int, share: float) -> Draw:
 
 def _ratio(users: Users) -> tuple[float, float | None]:
     """Return the click rate and its variance, None with a single user."""
-    total, n_users = float(users.impressions.sum()), len(users.impressions)
+    total = float(users.impressions.sum())
     rate = float(users.clicks.sum()) / total
-    if n_users < 2:
+    if len(users.impressions) < 2:
         return rate, None
-    residuals = users.clicks - rate * users.impressions
-    return rate, float(residuals @ residuals) * n_users / (n_users - 1) / total**2
+    return rate, ratio_variance(users.clicks - rate * users.impressions, total)

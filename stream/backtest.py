@@ -49,9 +49,9 @@ class Backtest:
     def __post_init__(self) -> None:
         """Make the learner; nothing is read yet."""
         use_threads(self.settings.update.threads)
-        self.learner = Learner(families_of(self.settings)[0].task)
+        click, *self._families = families_of(self.settings)
+        self.learner = Learner(click.task)
         self.counts = Counts()
-        self._families = families_of(self.settings)[1:]
         self.others: dict[str, Learner[Any, Any]] = {one.kind: Learner(one.task) for one in self._families}
         self.other_steps: dict[str, list[Step]] = {one.kind: [] for one in self._families}
 
@@ -93,13 +93,11 @@ class Backtest:
                 header = block.header
                 window.add(header.partition, header.number, header.watermark_s, to_frame(block.rows, schema))
                 for family, own in windows:
-                    of_rows = family.topic == "examples"
-                    block_bytes = (
-                        encode_block(header, block.rows, schema)
-                        if of_rows
-                        else encode_chains(header, block.chains, chains)
-                    )
-                    own.add(header.partition, header.number, family.complete_s(header), family.decode(block_bytes)[1])
+                    if family.topic == "examples":
+                        _, frame = family.decode(encode_block(header, block.rows, schema))
+                    else:
+                        _, frame = family.decode(encode_chains(header, block.chains, chains))
+                    own.add(header.partition, header.number, family.complete_s(header), frame)
             if closed:
                 yield from window.closed()
                 for family, own in windows:

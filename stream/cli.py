@@ -189,7 +189,7 @@ def _metrics(port: int | None) -> CollectorRegistry | None:
 @app.command()
 def serve(
     config: Config,
-    port: Annotated[int | None, typer.Option(help="Instead of [serve] port; 0 lets the system choose.")] = None,
+    port: Annotated[int | None, typer.Option(help="Instead of \\[serve] port; 0 lets the system choose.")] = None,
 ) -> None:
     """Answer ranking requests over HTTP until it is told to stop (SIGTERM)."""
     with _clear_errors():

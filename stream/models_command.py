@@ -116,9 +116,9 @@ async def ask(settings: Settings, cluster: Cluster, kind: Kind, wish: Command) -
             return Asked(command, offset, has_trainer=True, is_done=newest.champion == version)
         await asyncio.sleep(POLL_S)
     service = TrainService(settings, cluster, family, TrainMetrics(CollectorRegistry()))
-    announcement = await service.obey_alone()
-    is_done = announcement is not None and announcement.champion == version
-    return Asked(command, offset, has_trainer=False, is_done=is_done)
+    # Where nothing was left to do a trainer that has gone meanwhile may have done it.
+    announcement = await service.obey_alone() or await _newest(cluster, family)
+    return Asked(command, offset, has_trainer=False, is_done=announcement.champion == version)
 
 
 async def _newest(cluster: Cluster, family: Family) -> Announcement:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from infra.settings import Settings, SettingsError
+from features.fields import Field
+from infra.settings import CreativeSettings, PrerankSettings, Settings, SettingsError
 from models.losses import Objective
 from models.networks.build import NETWORKS
 from models.plan import Plan
@@ -30,7 +31,7 @@ def check_plan(settings: Settings) -> None:
             raise SettingsError(f'{key} must be one of {", ".join(known)}, got "{name}"')
 
 
-INSTANT_S = 1e-6  # a pre-ranker sees counts as of its slide's start: none are kept beside them
+INSTANT_S = 1e-6  # such a network sees counts as of its slide's start: none are kept beside them
 
 
 def new_prerank_plan(settings: Settings) -> Plan:
@@ -42,7 +43,7 @@ def new_prerank_plan(settings: Settings) -> Plan:
     own = settings.prerank
     if own.network not in PRERANKERS:
         raise SettingsError(f'[prerank] network must be one of {", ".join(PRERANKERS)}, got "{own.network}"')
-    plan = new_plan(settings)
+    plan = _of_half_networks(new_plan(settings), own, prerank_fields(settings.fields))
     scale = own.margin / plan.margin if plan.margin else 1.0
     return dataclasses.replace(
         plan,
@@ -50,21 +51,6 @@ def new_prerank_plan(settings: Settings) -> Plan:
         slice_margin=plan.slice_margin * scale,
         harm_max=plan.harm_max * scale,
         evidence_clip=plan.evidence_clip * scale,
-        fields=prerank_fields(settings.fields),
-        family=own.family,
-        network=own.network,
-        dim=own.dim,
-        hidden=own.hidden,
-        levels=(),
-        prior="frozen",
-        ways=(),
-        learning_rate=own.learning_rate,
-        embedding_learning_rate=own.embedding_learning_rate,
-        batch_rows=own.batch_rows,
-        rows_max=own.rows_max,
-        lookback_s=INSTANT_S,
-        learns="always",
-        is_gated=True,
     )
 
 
@@ -74,10 +60,14 @@ def new_creative_plan(settings: Settings) -> Plan:
     Raises:
         SettingsError: As in `check_plan`.
     """
-    own = settings.creatives
+    return _of_half_networks(new_plan(settings), settings.creatives, creative_fields(settings.fields))
+
+
+def _of_half_networks(plan: Plan, own: PrerankSettings | CreativeSettings, fields: tuple[Field, ...]) -> Plan:
+    """Return the click model's plan for a network of models/prerank/ with settings and fields of its own."""
     return dataclasses.replace(
-        new_plan(settings),
-        fields=creative_fields(settings.fields),
+        plan,
+        fields=fields,
         family=own.family,
         network=own.network,
         dim=own.dim,

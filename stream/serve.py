@@ -215,6 +215,7 @@ class _Service:
         self._catalog = Catalog(settings.fields)
         self.users = _users(settings, metrics)
         self._said: dict[str, Announcement] = {}  # by family, the newest
+        registry = Registry(registry_url(settings))
         latest: Holder[Scorer] = Holder()
         self._pipeline = Pipeline(
             settings.fields,
@@ -234,7 +235,7 @@ class _Service:
             latest=latest,
         )
         self.prerank_refresher = PrerankRefresher(
-            Registry(registry_url(settings)),
+            registry,
             self._prerankers,
             self._catalog,
             metrics,
@@ -243,7 +244,7 @@ class _Service:
             samples=lambda: self._pipeline.prerank_samples.held,
         )
         self.creative_refresher = PrerankRefresher(
-            Registry(registry_url(settings)),
+            registry,
             self._creative_rankers,
             self._catalog,
             metrics,
@@ -252,7 +253,7 @@ class _Service:
             samples=lambda: self._pipeline.chooser.samples.held,
         )
         self.refresher = Refresher(
-            Registry(registry_url(settings)),
+            registry,
             self._holder,
             metrics,
             fields=settings.fields,
@@ -262,7 +263,7 @@ class _Service:
             samples=lambda: self._pipeline.samples.held,
             latest=latest,
         )
-        self.latest_follower = LatestFollower(Registry(registry_url(settings)), self.refresher, metrics)
+        self.latest_follower = LatestFollower(registry, self.refresher, metrics)
         self.followers = (self.refresher, self.prerank_refresher, self.creative_refresher, self.latest_follower)
         self.app = make_app(
             self._pipeline,

@@ -62,8 +62,7 @@ class EpsilonGreedy:
     def probabilities(self, tally: Tally, rng: np.random.Generator) -> Floats:  # noqa: ARG002
         """See `Policy`."""
         clicks, others = posteriors(tally, self.strength)
-        best = _best(clicks / (clicks + others), tally.present)
-        return (1.0 - self.epsilon) * best + self.epsilon * blindly(tally.present)
+        return best_or_blindly(clicks / (clicks + others), tally.present, self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class LinUcb:
         inverse = np.linalg.inv(gram)  # (A, D, D)
         weights = np.einsum("ade,ac,ace->ad", inverse, tally.clicks, x)
         width = np.sqrt(np.einsum("acd,ade,ace->ac", x, inverse, x))
-        return _best(np.einsum("acd,ad->ac", x, weights) + self.alpha * width, tally.present)
+        return best_or_blindly(np.einsum("acd,ad->ac", x, weights) + self.alpha * width, tally.present, 0.0)
 
 
 def blindly(present: Flags) -> Floats:
@@ -121,5 +120,13 @@ def blindly(present: Flags) -> Floats:
     return shares
 
 
-def _best(scores: Floats, present: Flags) -> Floats:
-    return epsilon_greedy(np.where(present, scores, -np.inf), 0.0)
+def best_or_blindly(scores: Floats, present: Flags, epsilon: float) -> Floats:
+    """Return the probabilities of choosing an ad's best creative, and blindly with probability `epsilon`, (A, C).
+
+    Args:
+        scores: (A, C); what is not present does not count.
+        present: Which creatives there are, (A, C).
+        epsilon: In [0, 1].
+    """
+    best = epsilon_greedy(np.where(present, scores, -np.inf), 0.0)
+    return (1.0 - epsilon) * best + epsilon * blindly(present)

@@ -24,7 +24,7 @@ exactly when the heavy ones happen to be missing. bench/ope.py compares it with 
 Invariants: rows of one cluster count as dependent; weights are never clipped (that would move the estimate without
 saying by how much); a figure that is not defined is None, never NaN; where weights say nothing the interval is [0, 1].
 
-Shape legend: `N` rows.
+Shape legend: `N` rows, `G` clusters.
 """
 
 from __future__ import annotations
@@ -144,6 +144,18 @@ def weigh(logged: Logged, chosen: Floats) -> Weights:
     )
 
 
+def ratio_variance(residuals: Floats, total: float) -> float:
+    """Return the variance of a ratio of two sums over independent clusters (delta method).
+
+    Args:
+        residuals: Of each cluster, of which there are two at least, its part of the upper sum minus the ratio times its
+            part of the lower one, (G,).
+        total: The lower sum.
+    """
+    n_clusters = len(residuals)
+    return float(residuals @ residuals) * n_clusters / (n_clusters - 1) / total**2
+
+
 def _weights(logged: Logged, chosen: Floats) -> Floats:
     if not np.all((chosen >= 0.0) & (chosen <= 1.0 + 1e-9)):  # a sum of many may be 1 plus a rounding
         raise ValueError(f"a policy must choose with probabilities, got {float(np.min(chosen))} to {np.max(chosen)}")
@@ -163,11 +175,10 @@ def _ratio(logged: Logged, top: Floats, bottom: Floats, weights: Floats, alpha: 
         return Estimate(None, 0.0, 1.0)
     rate = float(top.sum()) / total
     _, cluster = np.unique(logged.clusters, return_inverse=True)
-    residuals = np.bincount(cluster, top - rate * bottom)
-    n_clusters = len(residuals)
-    if n_clusters == 1:
+    residuals = np.bincount(cluster, top - rate * bottom).astype(np.float64)
+    if len(residuals) == 1:
         return Estimate(rate, 0.0, 1.0)
-    variance = float(residuals @ residuals) * n_clusters / (n_clusters - 1) / total**2
+    variance = ratio_variance(residuals, total)
     if variance > 0.0 and 0.0 < rate < 1.0:
         n_effective = min(n_effective, rate * (1.0 - rate) / variance)
     return Estimate(rate, *_wilson(min(max(rate, 0.0), 1.0), n_effective, alpha))

@@ -15,7 +15,7 @@ Shape legend: `A` rows, `K` candidates, `S` slots.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -51,10 +51,12 @@ class Creative(msgspec.Struct, frozen=True, gc=False):
 
 
 class Held(msgspec.Struct, frozen=True, gc=False):
-    """What is held of an ad beside its columns.
+    """What is known of an ad.
 
     Attributes:
+        number: What it is known by.
         values: What it is scored on where no creative is chosen.
+        keys: Of those values, (S,).
         creatives: The ways to show it.
         creative_keys: The keys of their ids, (how many,).
         creative_numbers: Theirs, (how many,).
@@ -62,7 +64,9 @@ class Held(msgspec.Struct, frozen=True, gc=False):
         tail: The other values where none is chosen, and the end of the values.
     """
 
+    number: int
     values: dict[str, Clean]
+    keys: Keys
     creatives: tuple[Creative, ...]
     creative_keys: Keys
     creative_numbers: Ints
@@ -81,7 +85,7 @@ class AdTable:
         keys: Of each ad's values, (A, S), as `encoder` gives them.
         bids: In millionths, (A,).
         numbers: (A,).
-        held: The rest of each ad, A; None where the row is free.
+        held: Each ad itself, A; None where the row is free.
     """
 
     def __init__(self, fields: Sequence[Field]) -> None:
@@ -112,13 +116,13 @@ class AdTable:
         """Return whether an ad is there."""
         return ad_id in self._rows
 
-    def __iter__(self) -> Iterator[str]:
-        """Yield the ids."""
-        return iter(self._rows)
+    def get(self, ad_id: str) -> Held | None:
+        """Return an ad, None if it is not there."""
+        return self.held[self._rows.get(ad_id, 0)]
 
-    def row(self, ad_id: str) -> int:
-        """Return the row of an ad; 0: it is not there."""
-        return self._rows.get(ad_id, 0)
+    def all_ads(self) -> dict[str, Held | None]:
+        """Return every ad by its id."""
+        return {ad_id: self.held[row] for ad_id, row in self._rows.items()}
 
     def put(
         self, ad_id: str, values: Mapping[str, Clean], bid_micros: int, creatives: Mapping[str, dict[str, Clean]]
@@ -135,9 +139,9 @@ class AdTable:
         row = self._rows.get(ad_id, 0) or self._new_row()
         self._rows[ad_id] = row
         self.held[row] = held
-        self.keys[row] = self.encoder.keys(held.values)
+        self.keys[row] = held.keys
         self.bids[row] = bid_micros
-        self.numbers[row] = next(self._next_number)
+        self.numbers[row] = held.number
 
     def remove(self, ad_id: str) -> None:
         """Hold an ad no longer."""
@@ -174,9 +178,11 @@ class AdTable:
         shared = {name: value for name, value in own.items() if name in self.of_creatives}
         of_ad = {name: value for name, value in own.items() if name not in self.of_creatives} | {self.id_name: ad_id}
         made = tuple(self._creative(of_ad, name, shared | values) for name, values in creatives.items())
-        slot = self._creative_slot
+        slot, values = self._creative_slot, of_ad | (made[0].values if made else shared)
         return Held(
-            values=of_ad | (made[0].values if made else shared),
+            number=next(self._next_number),
+            values=values,
+            keys=self.encoder.keys(values),
             creatives=made,
             creative_keys=np.array([0 if slot is None else one.keys[slot] for one in made], np.uint64),
             creative_numbers=np.fromiter(itertools.islice(self._next_number, len(made)), np.int64, len(made)),

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from features.fields import Field
-from models.serving.ad_table import BID_MICROS, AdTable, Resolved
+from models.serving.ad_table import BID_MICROS, AdTable, Held, Resolved
 from models.serving.bodies import ValueReader
 from models.serving.schema import Clean, Id
 
@@ -146,10 +146,10 @@ class Catalog:
         self._inactive.discard(ad_id)
         self.table.put(ad_id, ad.values, ad.bid_micros, {one.creative_id: one.values for one in ad.creatives})
 
-    def take_changed(self) -> set[str]:
-        """Return the ids of the ads that changed since the last call."""
+    def take_changed(self) -> dict[str, Held | None]:
+        """Return the ads that changed since the last call as they are now; None: the ad is not active any more."""
         changed, self._changed = self._changed, set()
-        return changed
+        return {ad_id: self.table.get(ad_id) for ad_id in changed}
 
     def resolve(self, ids: list[str], own: Mapping[str, dict[str, Clean]]) -> tuple[Resolved, list[str]]:
         """Return what is known of the candidates that may be shown, and the ids of the others.

@@ -11,7 +11,7 @@ Source: the three orders are those of arXiv:2312.12750 (Peri-CR, Pre-CR, Post-CR
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -30,6 +30,7 @@ from models.serving.work import Work
 Order = Literal["parallel", "pre", "post"]
 Choices = Mapping[int, Held]
 SAMPLED = 10  # creatives that a new ranker is warmed up on
+AGAIN = 2  # the stream of a request's draws for creatives that are chosen again; pipeline.py has another
 
 
 class CreativeChooser:
@@ -99,7 +100,8 @@ class CreativeChooser:
         if (scores := self._ready(work, ranker, choices, left_s)) is None:
             work.degraded.append("creatives")
             return
-        _show_with(work, choices, choose_by_scores(scores, explore=self._explore, seed=work.seed))
+        # Draws of its own: by the first ones ads were scored, so given that an ad is shown they are not even any more.
+        _show_with(work, choices, choose_by_scores(scores, explore=self._explore, seed=(work.seed, AGAIN)))
         work.creatives = ranker.version
 
     def _ready(self, work: Work, ranker: Preranker, choices: Choices, left_s: float) -> list[Scores] | None:
@@ -109,6 +111,7 @@ class CreativeChooser:
         try:
             of_all = work.pending.result(max(left_s, 0.0))
         except TimeoutError:
+            work.pending.cancel()  # what has not begun would only keep the next requests waiting
             return None
         by_place = dict(zip(work.choices, of_all, strict=True))
         return [by_place[index] for index in choices]
@@ -116,18 +119,17 @@ class CreativeChooser:
     def _scores(self, ranker: Preranker, work: Work, choices: Choices) -> list[Scores]:
         """Return what the ranker says of each creative of some candidates."""
         begun_s, held = self._clock(), [*choices.values()]
+        creatives = [creative for one in held for creative in one.creatives]
+
+        def keys(at: Sequence[int]) -> Keys:
+            return np.stack([creatives[index].keys for index in at])
+
         numbers = np.concatenate([one.creative_numbers for one in held])
-        scores = ranker.score(work.keys, numbers, lambda at: _keys(held, at))
-        self.samples.add((work.keys, _keys(held[:SAMPLED], range(min(SAMPLED, len(numbers))))), len(numbers))
+        scores = ranker.score(work.keys, numbers, keys)
+        self.samples.add((work.keys, keys(range(min(SAMPLED, len(numbers))))), len(numbers))
         ends = np.cumsum([len(one.creatives) for one in held])
         self._metrics.rank_latency_s.labels("creatives").observe(self._clock() - begun_s)
         return np.split(scores, ends[:-1])
-
-
-def _keys(held: Iterable[Held], at: Sequence[int]) -> Keys:
-    """Return the keys of some of the creatives of ads, by their place among all of them."""
-    creatives = [creative for one in held for creative in one.creatives]
-    return np.stack([creatives[index].keys for index in at])
 
 
 def _show_with(work: Work, choices: Choices, choice: Choice) -> None:

@@ -23,9 +23,8 @@ import numpy.typing as npt
 from features.encode import Keys
 from features.fields import Field, id_field
 from features.priors import Floats, PriorTable, lookup_longest
-from models.creatives.policies import EpsilonGreedy, Uniform, blindly, choose
+from models.creatives.policies import EpsilonGreedy, Uniform, best_or_blindly, choose
 from models.creatives.tally import Tally
-from models.ope.policies import epsilon_greedy
 from models.serving.rank import Scores
 
 
@@ -61,7 +60,7 @@ def choose_by_prior(
     return Choice(*choose(EpsilonGreedy(explore, strength).probabilities(tally, rng), rng))
 
 
-def choose_by_scores(scores: Sequence[Scores], *, explore: float, seed: int) -> Choice:
+def choose_by_scores(scores: Sequence[Scores], *, explore: float, seed: int | Sequence[int]) -> Choice:
     """Return a choice by what a creative ranker says.
 
     Args:
@@ -70,10 +69,9 @@ def choose_by_scores(scores: Sequence[Scores], *, explore: float, seed: int) -> 
         seed: Decides the draws.
     """
     present = _present(scores)
-    of_ads = np.full(present.shape, -np.inf)
+    of_ads = np.zeros(present.shape)
     of_ads[present] = np.concatenate(scores)
-    probabilities = (1.0 - explore) * epsilon_greedy(of_ads, 0.0) + explore * blindly(present)
-    return Choice(*choose(probabilities, np.random.default_rng(seed)))
+    return Choice(*choose(best_or_blindly(of_ads, present, explore), np.random.default_rng(seed)))
 
 
 def _present(of_ads: Sequence[Sized]) -> npt.NDArray[np.bool_]:

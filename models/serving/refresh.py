@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from features.fields import Field, slot_counts
 from features.live_priors import CountUpdate, PublishedCounts
 from infra.metrics import ServeMetrics
 from models.registry import Registry
-from models.serving.ad_table import NO_NUMBER
+from models.serving.ad_table import NO_NUMBER, Held
 from models.serving.catalog import Catalog
 from models.serving.prerank import Preranker, item_slots
 from models.serving.rank import Scorer, Scores
@@ -134,6 +134,7 @@ class Refresher(Follower):
         self._counts_max = counts_max
         self._samples = samples
         self._live = PublishedCounts.empty(half_lives_s, len(fields))
+        self._loading: dict[str, asyncio.Task[Scorer]] = {}  # by version
         self._one_change = asyncio.Lock()
 
     async def bring_in(self, version: str) -> bool:
@@ -167,7 +168,7 @@ class Refresher(Follower):
                 await self._swap_latest(self._latest.current)
 
     async def load(self, version: str) -> Scorer:
-        """Return a snapshot's scorer; what serves already is not loaded again.
+        """Return a snapshot's scorer; what serves already, or is being loaded for the other arm, is not loaded again.
 
         Raises:
             ValueError: If the snapshot cannot be used; RuntimeError, if its weights have another shape.
@@ -176,7 +177,10 @@ class Refresher(Follower):
         for serving in (self._holder.current, self._latest.current):
             if serving is not None and serving.version == version:
                 return serving
-        return await asyncio.to_thread(self._load, version)
+        if (loading := self._loading.get(version)) is None:
+            loading = self._loading[version] = asyncio.create_task(asyncio.to_thread(self._load, version))
+            loading.add_done_callback(lambda _: self._loading.pop(version))
+        return await loading
 
     async def put_latest(self, scorer: Scorer | None) -> None:
         """Let a model serve beside the champion, with the live counts under it, or none."""
@@ -253,10 +257,10 @@ class PrerankRefresher(Follower):
         """
         super().__init__(registry, metrics, task)
         self._holder = holder
-        self._ads = catalog.table
+        self._catalog = catalog
         self._fields = fields
         self._samples = samples
-        of_ads = self._ads.encoder.fields
+        of_ads = catalog.table.encoder.fields
         self._slots = item_slots(of_ads) if task == "prerank" else np.arange(sum(slot_counts(of_ads)))
         self._numbers: dict[str, tuple[int, ...]] = {}  # by ad, of what halves are held of it
         self._one_change = asyncio.Lock()
@@ -267,10 +271,8 @@ class PrerankRefresher(Follower):
         if current is not None and current.version == version:
             return True
         async with self._one_change:
-            self._numbers = {}
-            ads = self._keys_of(self._ads)
             try:
-                preranker = await asyncio.to_thread(self._load, version, ads)
+                preranker = await asyncio.to_thread(self._load, version, self._catalog.table.all_ads())
             except (ValueError, RuntimeError) as error:
                 self._refuse(version, current.version if current else "", error)
                 return False
@@ -278,36 +280,35 @@ class PrerankRefresher(Follower):
         self._swapped(version)
         return True
 
-    async def apply_ads(self, changed: Collection[str]) -> None:
-        """Hold the halves of ads that changed in the catalog, and no longer those of ads that are gone."""
+    async def apply_ads(self, changed: Mapping[str, Held | None]) -> None:
+        """Hold the halves of ads that changed in the catalog; None: an ad is not active any more."""
         async with self._one_change:
             if (current := self._holder.current) is not None and changed:
-                self._holder.swap(await asyncio.to_thread(current.with_ads, self._keys_of(changed)))
+                self._holder.swap(await asyncio.to_thread(lambda: current.with_ads(self._keys_of(changed))))
 
-    def _keys_of(self, ad_ids: Iterable[str]) -> dict[int, Keys | None]:
-        """Return the keys that these models read of ads as they are now, by number; None for those to drop."""
+    def _keys_of(self, ads: Mapping[str, Held | None]) -> dict[int, Keys | None]:
+        """Return the keys that these models read of ads, by number; None for those to drop."""
         keys: dict[int, Keys | None] = {}
-        for ad_id in ad_ids:
-            of_ad = self._of_ad(ad_id)
-            keys |= dict.fromkeys(self._numbers.pop(ad_id, ())) | of_ad
-            if of_ad:
+        for ad_id, held in ads.items():
+            keys |= dict.fromkeys(self._numbers.pop(ad_id, ()))
+            if held is not None:
+                of_ad = self._of_ad(held)
+                keys |= of_ad
                 self._numbers[ad_id] = tuple(of_ad)
         return keys
 
-    def _of_ad(self, ad_id: str) -> dict[int, Keys]:
-        row = self._ads.row(ad_id)
-        if (held := self._ads.held[row]) is None:
-            return {}
+    def _of_ad(self, held: Held) -> dict[int, Keys]:
         if self._task == "prerank":
-            return {int(self._ads.numbers[row]): self._ads.keys[row, self._slots]}
+            return {held.number: held.keys[self._slots]}
         numbers = held.creative_numbers.tolist()
         return {number: one.keys for number, one in zip(numbers, held.creatives, strict=True)}
 
-    def _load(self, version: str, ads: dict[int, Keys | None]) -> Preranker:
+    def _load(self, version: str, ads: Mapping[str, Held | None]) -> Preranker:
         """Return a pre-ranker that holds the ads and has proved itself on recent requests."""
         snapshot, _ = self._registry.load(version, fields=self._fields)
+        self._numbers = {}
         try:
-            preranker = Preranker.from_snapshot(snapshot).with_ads(ads)
+            preranker = Preranker.from_snapshot(snapshot).with_ads(self._keys_of(ads))
             scores = np.concatenate([self._try(preranker, *sample) for sample in self._samples()])
         except LookupError as error:
             rule = "hold every tensor that this release reads"

@@ -123,6 +123,7 @@ _TOO_MANY = _refused(
     "must be one of at most 256 that wait",
     "a full queue",
 )
+_REFUSALS = {400: _NO_REQUEST, 401: _NO_KEY, 408: _TOO_SLOW, 413: _TOO_LARGE, 429: _TOO_MANY}
 
 ROUTES = (
     Route(
@@ -133,11 +134,7 @@ ROUTES = (
         body=RankBody,
         replies={
             200: Reply("The ads, best first. What was shown, and on which values, is in the log.", _RANKED),
-            400: _NO_REQUEST,
-            401: _NO_KEY,
-            408: _TOO_SLOW,
-            413: _TOO_LARGE,
-            429: _TOO_MANY,
+            **_REFUSALS,
             503: Reply("There is no snapshot yet, or the log is away.", Refusal(_AWAY)),
         },
     ),
@@ -149,11 +146,7 @@ ROUTES = (
         body=ExplainBody,
         replies={
             200: Reply("The ads that were asked for, each with what made its score.", _EXPLAINED),
-            400: _NO_REQUEST,
-            401: _NO_KEY,
-            408: _TOO_SLOW,
-            413: _TOO_LARGE,
-            429: _TOO_MANY,
+            **_REFUSALS,
             503: _refused(
                 "There is no snapshot yet.", "snapshot", "must be there to answer", "none has been announced"
             ),

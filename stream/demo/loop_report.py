@@ -84,7 +84,7 @@ class LoopReport:
         return result
 
     def _object(self, found: dict[str, Score], hours: list[Score], plot: Path, *, seconds: float) -> dict[str, Any]:
-        outcome, usage = self._outcome, self._children.usage
+        outcome = self._outcome
         result = {
             "name": self._setup.settings.name,
             "seed": self._cascade.world.seed,
@@ -109,20 +109,12 @@ class LoopReport:
             "sent": {kind: getattr(outcome.sent, kind) for kind in outcome.missing},
             "missing": outcome.missing,
             "slides": outcome.seen.announcements,
-            "memory_bytes_max": usage.memory_bytes_max,
-            "memory_measure": usage.measure,
-            "processes": {
-                name: {"cpu_s": cpu_s, "memory_bytes_max": usage.sizes[name], "deaths": self._deaths(name)}
-                for name, cpu_s in usage.cpu_s.items()
-            },
+            **self._children.report(),
             "plot": str(plot),
             "notes": outcome.seen.notes,
         }
         plain: dict[str, Any] = msgspec.to_builtins(result)
         return plain
-
-    def _deaths(self, name: str) -> int:
-        return self._children.deaths(name) if name in self._children.names() else 0
 
     def _closing_lines(self, result: dict[str, Any]) -> str:
         sent, stages = result["sent"], result["stages"]

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -182,6 +182,22 @@ class Children:
                 found[process.pid] = (name, int(getattr(full, "pss", full.rss)), times.user + times.system)
         self.usage = _add(self.usage, found, measure)
         return self.usage
+
+    def report(self) -> dict[str, Any]:
+        """Return what the object of a run holds about its processes: memory and how it was measured, and each one."""
+        usage = self.usage
+        return {
+            "memory_bytes_max": usage.memory_bytes_max,
+            "memory_measure": usage.measure,
+            "processes": {
+                name: {
+                    "cpu_s": cpu_s,
+                    "memory_bytes_max": usage.sizes[name],
+                    "deaths": self.deaths(name) if name in self._children else 0,
+                }
+                for name, cpu_s in usage.cpu_s.items()
+            },
+        }
 
     def stop(self, *names: str) -> None:
         """End some of the children, or all: SIGTERM, and SIGKILL after 5 s."""

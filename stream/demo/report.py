@@ -98,11 +98,10 @@ class Report:
     def _object(
         self, compared: Sequence[Compared], summary: dict[str, Score] | None, plot: Path, *, seconds: float
     ) -> dict[str, Any]:
-        outcome, seen, usage = self._outcome, self._seen, self._children.usage
+        outcome, seen = self._outcome, self._seen
         frozen = outcome.frozen
         frozen_scores = {one.slide: one.frozen for one in compared}
         last = seen.announcements[-1]
-        deaths = {name: self._children.deaths(name) for name in self._children.names()}
         result = {
             "name": self._setup.settings.name,
             "config": str(self._setup.source),
@@ -122,12 +121,7 @@ class Report:
             "frozen": None if frozen is None else {"version": frozen.latest, "slide": frozen.slide},
             "summary": summary,
             "requests": outcome.answers,
-            "memory_bytes_max": usage.memory_bytes_max,
-            "memory_measure": usage.measure,
-            "processes": {
-                name: {"cpu_s": cpu_s, "memory_bytes_max": usage.sizes[name], "deaths": deaths.get(name, 0)}
-                for name, cpu_s in usage.cpu_s.items()
-            },
+            **self._children.report(),
             "plot": str(plot),
             "notes": seen.notes,
         }

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from infra.settings import Settings, read_settings
 from stream.blocks import Header, decode_header
+from stream.cascade import Cascade, Funnel
 from stream.kafka import Record, create_topics, read_last, read_range
-from stream.logs.simulated import write_simulated
+from stream.logs.simulated import write_cascade, write_simulated
 from stream.replay import ReplayCounts, replay
 from stream.roles import Cluster, find_cluster
 
@@ -134,6 +135,16 @@ keep = 100
     settings = read_settings(own_config)
     create_topics(bootstrap_servers, prefix=prefix, partitions=3, security={})
     return Deployment(own_config, settings, find_cluster(settings), directory, data_dir or directory)
+
+
+def deploy_cascade(
+    directory: Path, bootstrap_servers: str, prefix: str, *, hours: int, slide_s: float, creatives: str = ""
+) -> Deployment:
+    """Return a deployment whose log is some hours of a small cascade."""
+    funnel = Funnel(matched=100, preranked=30, exposed=5, sample_rate=0.5)
+    write_cascade(directory / "cascade", Cascade(3, hours=hours, funnel=funnel, n_ads=300, requests_per_hour=60.0))
+    config = CONFIGS / "cascade.toml"
+    return deploy(directory, bootstrap_servers, prefix, config=config, slide_s=slide_s, creatives=creatives)
 
 
 def without_section(text: str, name: str) -> str:

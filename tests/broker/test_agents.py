@@ -10,14 +10,12 @@ import pytest
 from infra.broker import BrokerInfo
 from stream.announcement import decode_announcement
 from stream.backtest import run_backtest
-from stream.cascade import Cascade, Funnel
 from stream.events import Request, decode_event
 from stream.logs.ads import read_ads
 from stream.logs.reader import RowCounts
-from stream.logs.simulated import write_cascade
 from stream.logs.source import read_arrivals
 from stream.partitioner import murmur2_partition
-from tests.broker.deployment import CONFIGS, Deployment, deploy, until
+from tests.broker.deployment import Deployment, deploy, deploy_cascade, until
 from tests.broker.test_serve import eventually, exports, serving
 
 ROWS = 12_000
@@ -83,16 +81,8 @@ async def test_an_overloaded_trainer_learns_some_of_every_slide_and_says_so(
 async def test_every_family_learns_what_a_backtest_learns_also_when_the_trainer_is_killed(
     tmp_path: Path, broker: BrokerInfo, topic_prefix: str
 ) -> None:
-    funnel = Funnel(matched=100, preranked=30, exposed=5, sample_rate=0.5)
-    write_cascade(tmp_path / "cascade", Cascade(3, hours=6, funnel=funnel, n_ads=300, requests_per_hour=60.0))
-    some = deploy(
-        tmp_path,
-        broker.bootstrap_servers,
-        topic_prefix,
-        config=CONFIGS / "cascade.toml",
-        slide_s=SLIDE_S,
-        creatives='network = "exposed-only"',
-    )
+    servers, creatives = broker.bootstrap_servers, 'network = "exposed-only"'
+    some = deploy_cascade(tmp_path, servers, topic_prefix, hours=6, slide_s=SLIDE_S, creatives=creatives)
     result = run_backtest(some.settings, read_arrivals(some.settings, [some.data_dir], RowCounts()))
     kinds = {"prerank": "prerank", "creatives": "creatives", "ctr": "windows"}
     expected = {
@@ -120,16 +110,8 @@ async def test_every_family_learns_what_a_backtest_learns_also_when_the_trainer_
 async def test_what_the_pre_ranker_learnt_serves_and_what_it_served_is_what_it_learns_from(
     tmp_path: Path, broker: BrokerInfo, topic_prefix: str
 ) -> None:
-    funnel = Funnel(matched=100, preranked=30, exposed=5, sample_rate=0.5)
-    write_cascade(tmp_path / "cascade", Cascade(3, hours=4, funnel=funnel, n_ads=300, requests_per_hour=60.0))
-    some = deploy(
-        tmp_path,
-        broker.bootstrap_servers,
-        topic_prefix,
-        config=CONFIGS / "cascade.toml",
-        slide_s=SLIDE_S,
-        creatives='network = "exposed-only"',
-    )
+    servers, creatives = broker.bootstrap_servers, 'network = "exposed-only"'
+    some = deploy_cascade(tmp_path, servers, topic_prefix, hours=4, slide_s=SLIDE_S, creatives=creatives)
     await some.replay()
     ads = read_ads(some.settings.log, some.settings.fields, [some.data_dir]).ads  # type: ignore[arg-type]
     with some.role("worker", "ledger"), some.role("worker", "train"):

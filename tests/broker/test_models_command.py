@@ -16,14 +16,12 @@ from typer.testing import CliRunner
 from infra.broker import BrokerInfo
 from infra.settings import SettingsError
 from stream.announcement import Announcement, decode_announcement
-from stream.cascade import Cascade, Funnel
 from stream.cli import app
 from stream.commands import Command, send_command
 from stream.families import Kind
 from stream.logs.ads import read_ads
-from stream.logs.simulated import write_cascade
 from stream.models_command import ask, champion_of, list_models, show_model, why
-from tests.broker.deployment import CONFIGS, Deployment, deploy, until
+from tests.broker.deployment import Deployment, deploy, deploy_cascade, until
 
 ROWS = 12_000
 SLIDE_S = 1800.0
@@ -134,9 +132,7 @@ async def test_a_rollback_of_either_family_reaches_every_running_service_within_
     tmp_path: Path, broker: BrokerInfo, topic_prefix: str
 ) -> None:
     """With a trainer that follows `commands`, and without one, under its fence."""
-    funnel = Funnel(matched=100, preranked=30, exposed=5, sample_rate=0.5)
-    write_cascade(tmp_path / "cascade", Cascade(3, hours=4, funnel=funnel, n_ads=300, requests_per_hour=60.0))
-    some = deploy(tmp_path, broker.bootstrap_servers, topic_prefix, config=CONFIGS / "cascade.toml", slide_s=1800.0)
+    some = deploy_cascade(tmp_path, broker.bootstrap_servers, topic_prefix, hours=4, slide_s=SLIDE_S)
     await some.replay()
     ads = list(read_ads(some.settings.log, some.settings.fields, [some.data_dir]).ads)  # type: ignore[arg-type]
     ports = free_ports(2)

@@ -1,5 +1,6 @@
 """The demo as a user types it: from a log to served rankings, whatever dies on the way, and nothing left behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -68,7 +69,11 @@ class Demo:
 
     def pid_of(self, *words: str) -> int:
         """Return the pid of the role (or broker) whose command line holds these words."""
-        return next(process.pid for process in self.below() if set(words) <= set(process.cmdline()[:6]))
+        found = []
+        for process in self.below():
+            with contextlib.suppress(psutil.Error):  # one that was killed a moment ago
+                found += [process.pid] if set(words) <= set(process.cmdline()[:6]) else []
+        return found[0]
 
     def below(self) -> list[psutil.Process]:
         """Return the processes of this demo but itself: all name its state directory."""

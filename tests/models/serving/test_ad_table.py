@@ -62,12 +62,11 @@ def test_a_number_never_stands_for_anything_else() -> None:
     table, seen = AdTable(FIELDS), []
     for ad_id in ("a", "a", "b", "c"):
         table.put(ad_id, {}, 1, {"x": {}, "y": {}})
-        row = table.row(ad_id)
-        held = table.held[row]
+        held = table.get(ad_id)
         assert held is not None
-        seen += [int(table.numbers[row]), *held.creative_numbers.tolist()]
+        seen += [held.number, *held.creative_numbers.tolist()]
         table.remove("b")
-    assert table.row("c") == 2, "the row of what is gone is used again"
+    assert table.resolve(["a", "b", "c"], {}).rows.tolist() == [1, 0, 2], "the row of what is gone is used again"
     assert len({*seen}) == len(seen)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -117,7 +119,7 @@ class Ranking:
 
     def hold(self) -> Preranker:
         refresher = self.refresher(Registry("memory://"))
-        ranker = Preranker.from_snapshot(snapshots()[-1]).with_ads(refresher._keys_of(self.catalog.table))
+        ranker = Preranker.from_snapshot(snapshots()[-1]).with_ads(refresher._keys_of(self.catalog.table.all_ads()))
         self.rankers.swap(ranker)
         return ranker
 
@@ -170,6 +172,18 @@ async def test_other_creatives_are_tried_as_often_as_the_propensity_says(order: 
 
 
 @pytest.mark.parametrize("order", ["parallel", "post"])
+async def test_a_creative_is_drawn_independently_of_the_one_that_its_ad_was_scored_with(order: str) -> None:
+    """Else the first draw, which decides who is shown, would decide the second, and no propensity would hold."""
+    by_prior, by_ranker = Ranking(order, explore=1.0), Ranking(order, explore=1.0)
+    by_ranker.hold()
+    is_same = []
+    for number in range(120):
+        scored, shown = [(await one.rank(0, f"q{number}"))[0].ads for one in (by_prior, by_ranker)]
+        is_same += [one.creative_id == other.creative_id for one, other in zip(scored, shown, strict=True)]
+    assert np.mean(is_same) == pytest.approx(1.0 / len(ANIMALS), abs=0.08)
+
+
+@pytest.mark.parametrize("order", ["parallel", "post"])
 async def test_a_ranker_that_comes_too_late_is_left_out_said_and_counted(order: str) -> None:
     now_s = 0.0
 
@@ -198,6 +212,27 @@ def never_ready(pipeline: Pipeline) -> Any:
     return wait
 
 
+async def test_what_nobody_waits_for_any_more_is_not_worked_on_either() -> None:
+    """Else, once rankers are late, each request would make the next one later."""
+    n_begun, is_over = 0, threading.Event()
+
+    def wait(*_: Any) -> Any:
+        nonlocal n_begun
+        n_begun += 1
+        is_over.wait(10.0)
+        return []
+
+    ranking = Ranking("parallel", clock=itertools.count(0.0, 0.6).__next__)
+    ranking.hold()
+    chooser = ranking.pipeline.chooser
+    chooser._scores = wait  # type: ignore[method-assign]
+    for number in range(5):
+        assert "creatives" in (await ranking.rank(0, f"q{number}"))[0].degraded
+    is_over.set()
+    chooser._beside.shutdown(wait=True)
+    assert n_begun <= 1
+
+
 async def test_halves_of_creatives_follow_the_catalog(tmp_path: Path) -> None:
     ranking, registry = Ranking("post"), Registry(str(tmp_path))
     registry.save(snapshots()[-1], {})
@@ -221,7 +256,7 @@ async def test_halves_of_creatives_follow_the_catalog(tmp_path: Path) -> None:
 
 
 def numbers_of(ranking: Ranking, ad_id: str) -> list[int]:
-    held = ranking.catalog.table.held[ranking.catalog.table.row(ad_id)]
+    held = ranking.catalog.table.get(ad_id)
     assert held is not None
     numbers: list[int] = held.creative_numbers.tolist()
     return numbers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -114,6 +115,18 @@ async def test_a_model_in_both_arms_is_held_once(split: Experiment, monkeypatch:
     await split.service.refresher.apply([])
     assert split.service.holder.current is split.latest.current
     assert await split.ask() == {CHAMPION: {(CHAMPION, version(1))}, LATEST: {(LATEST, version(1))}}
+
+
+async def test_a_model_that_becomes_both_arms_at_once_is_loaded_once(
+    split: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresher, loaded = split.service.refresher, []
+    load = refresher._load
+    monkeypatch.setattr(refresher, "_load", lambda one: loaded.append(one) or load(one))
+    assert await asyncio.gather(refresher.bring_in(version(1)), split.follower.bring_in(version(1))) == [True, True]
+    assert loaded == [version(1)]
+    assert await split.ask() == {CHAMPION: {(CHAMPION, version(1))}, LATEST: {(LATEST, version(1))}}
+    assert not refresher._loading
 
 
 async def test_without_an_experiment_no_request_has_an_arm(tmp_path: Path) -> None:

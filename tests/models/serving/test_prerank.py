@@ -175,9 +175,8 @@ def id_keys(*ids: str) -> Keys:
 
 
 def hold(service: Service) -> Preranker:
-    ads = service.catalog.table
     preranker = Preranker.from_snapshot(prerank_snapshots()[1]).with_ads(
-        {int(ads.numbers[row]): ads.keys[row] for row in map(ads.row, ads)}
+        {held.number: held.keys for held in service.catalog.table.all_ads().values() if held}
     )
     service.prerankers.swap(preranker)
     return preranker
@@ -311,8 +310,8 @@ async def test_a_pre_ranker_is_brought_in_with_the_catalogs_ads_and_follows_them
     second = service.prerankers.current
     assert second is not None
     changed = NamedAd("ad0", {"ad": "ad0", "tags": ["t1", "t4"]})
-    ads = service.catalog.table
-    held = second.score(OF_REQUEST.keys(VALUES), ads.numbers[[ads.row("ad0")]], never_asked)
+    found, _ = service.catalog.resolve(["ad0"], {})
+    held = second.score(OF_REQUEST.keys(VALUES), found.numbers, never_asked)
     assert held[0] == pytest.approx(scores(first, [changed], known=False)[0], abs=1e-6)
     await refresher.apply_ads(service.catalog.take_changed())
     assert service.prerankers.current is second, "nothing changed"

@@ -120,6 +120,19 @@ def test_memory_and_processor_time_are_summed_over_all_processes(tmp_path: Path)
     assert children.measure({}).memory_bytes_max >= usage.memory_bytes
 
 
+def test_the_report_holds_every_process_and_how_often_it_died(tmp_path: Path) -> None:
+    with Children(tmp_path, {}) as children:
+        children.start("one", SLEEPER, is_service=True)
+        pid = pid_of(children, "one")
+        usage = children.measure({})
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: bool(children.check()))
+        report = children.report()
+    assert (report["memory_bytes_max"], report["memory_measure"]) == (usage.memory_bytes_max, usage.measure)
+    assert {name: one["deaths"] for name, one in report["processes"].items()} == {"demo": 0, "guards": 0, "one": 1}
+    assert report["processes"]["one"]["memory_bytes_max"] == usage.sizes["one"]
+
+
 def test_the_last_match_in_a_log_counts() -> None:
     text = "serves on http://127.0.0.1:1\n...\nserves on http://127.0.0.1:2\n"
     assert find_line(text, r"(http://\S+)") == "http://127.0.0.1:2"
