@@ -5,7 +5,8 @@ Owns the draw for one request. Must not know requests, models or where rates com
 What is known of an ad is the Beta posterior of its click rate, which the counts keep anyway. A draw from it over its
 mean says how much better or worse than expected the ad may be, and its value (pCTR × bid) is taken times that. Several
 lists are drawn, and one of them, or the best list, is shown: so, given the draws, the probability that an ad is in the
-list that is shown is a plain count, and exact.
+list that is shown is a plain count, and exact. An ad that is in none of them cannot be shown by this request, so
+estimates for policies that show it often lean on the requests in which it could be.
 
 Invariants: without exploring the list is the best one and every propensity 1; who is shown has a propensity above 0;
 the same seed gives the same list.

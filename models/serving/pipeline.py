@@ -197,8 +197,9 @@ class Pipeline:
         query, wanted = self._reader.read_explain(body)
         work = await self._begin(query, models, math.inf)
         kept = self._prerank(work)
-        asked_for = {*wanted}
-        self.chooser.choose(work, [index for index, ad_id in enumerate(work.found.ids) if ad_id in asked_for])
+        asked_for, ranked = {*wanted}, {*kept}
+        others = [n for n, ad_id in enumerate(work.found.ids) if ad_id in asked_for and n not in ranked]
+        self.chooser.choose(work, others)
         self.chooser.choose(work, kept)  # by itself, as in a ranking: the draws are those of the ads in it
         trace = Trace(
             fields=self._fields,
