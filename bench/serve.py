@@ -2,17 +2,18 @@
 
 The real service as a process, on the embedded broker, with a click model and a pre-ranker that learnt a simulated
 cascade; but for `orders` creatives are chosen by their prior. The load generator and the broker share its two cores. A
-request names 2,000 candidates of a catalog of about 6,000 ads by their ids; 200 of them are ranked, 20 answered, and
+request names 2,000 candidates of a catalog of about 12,000 ads by their ids; 200 of them are ranked, 20 answered, and
 the record of the request (what was shown, ranked, and a tenth of the rest, with their values) is in Kafka before the
 answer leaves. Requests are sent on a fixed schedule, whatever has been answered, and a latency counts from when a
 request was due.
 
 Reported: latencies at a rate, as medians of the runs; `max_rate_p99_10ms`, the highest rate tried at which p99 stays
 within 10 ms; `goodput_2x`, good answers a second at twice that rate; latencies as candidates grow; and what the service
-itself says of its stages. `orders`: the same requests to four services in turn, one that ranks no creatives (the prior
-chooses) and one for each `[creatives] order`, as ratios to the first of the same round. `swaps`: 100 swaps between two
-snapshots of the click model and then 10 rollbacks, while one request is asked again and again: each answer must be,
-whole, what one of the snapshots says.
+itself says of its stages. `processes`: the same load, and one that a single process cannot carry, on one process and on
+two, in turns. `orders`: the same requests to four services in turn, one that ranks no creatives (the prior chooses) and
+one for each `[creatives] order`, as ratios to the first of the same round. `swaps`: 100 swaps between two snapshots of
+the click model and then 10 rollbacks, while one request is asked again and again: each answer must be, whole, what one
+of the snapshots says.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ P99_MAX_MS = 10.0
 RATES = (50, 75, 100, 125, 150, 175, 200, 250, 300, 400)
 REQUEST_S_MAX = 10.0
 CREATIVES = 'network = "exposed-only"'
-PARTS = ("rate", "grow", "orders", "swaps")
+SERVE = "candidates_max = 10000"
+HEAVY_PER_S = 150.0  # more than one process answers on the machines that this was written on
+PARTS = ("rate", "grow", "processes", "orders", "swaps")
 N_SWAPS, N_ROLLBACKS, SWAP_S = 100, 10, 0.25
 
 
@@ -70,7 +73,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=50.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each run")
     parser.add_argument("--candidates", type=int, default=2000)
-    parser.add_argument("--grow", type=int, nargs="*", default=[100, 500, 1000, 2000, 5000], help="candidates")
+    parser.add_argument(
+        "--grow", type=int, nargs="*", default=[1, 100, 500, 1000, 2000, 5000, 10000], help="candidates"
+    )
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--json", default="-", help="where the report goes; - is standard output")
@@ -89,13 +94,14 @@ def main() -> None:
 
 def deployment(home: Path, bootstrap: str) -> Path:
     """Write the log and the configuration; make the topics."""
-    cascade = Cascade(1, hours=HOURS, funnel=Funnel(), n_ads=5000, requests_per_hour=180.0)
+    cascade = Cascade(1, hours=HOURS, funnel=Funnel(), n_ads=10_000, requests_per_hour=180.0)
     write_cascade(home / "cascade", cascade)
     text = CONFIG.read_text().replace(
         "partitions = 4", f'partitions = 4\nbootstrap_servers = "{bootstrap}"\nclock = "replay"'
     )
     config = home / "serve.toml"
-    config.write_text(f'{text}\n[creatives]\n{CREATIVES}\n\n[registry]\nurl = "{home / "registry"}"\n')
+    sections = f'[creatives]\n{CREATIVES}\n\n[registry]\nurl = "{home / "registry"}"\n\n[serve]\n{SERVE}\n'
+    config.write_text(f"{text}\n{sections}")
     settings = read_settings(config)
     create_topics(bootstrap, prefix=settings.prefix, partitions=settings.kafka.partitions, security={})
     return config
@@ -123,6 +129,8 @@ async def measure(settings: Settings, config: Path, home: Path, arguments: argpa
                     figures["stages_ms"] = stages(await answer.text())
                 if "swaps" in arguments.parts:
                     figures["swaps"] = await under_swaps(load, log, arguments)
+        if "processes" in arguments.parts:
+            figures["processes"] = await by_processes(config, ads, arguments)
         if "orders" in arguments.parts:
             figures["orders"] = await by_order(config, ads, arguments)
     return figures
@@ -152,6 +160,32 @@ def in_order(config: Path, order: str) -> Path:
     section = 'network = ""' if order == "none" else f'{CREATIVES}\norder = "{order}"'
     own.write_text(config.read_text().replace(CREATIVES, section))
     return own
+
+
+async def by_processes(config: Path, ads: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return latencies and good answers with one process and with two, round by round over services that are all up."""
+    async with AsyncExitStack() as stack:
+        loads = {}
+        for n in (1, 2):
+            own = in_order(config, "none").rename(config.with_name(f"serve-{n}.toml"))
+            own.write_text(own.read_text().replace(SERVE, f"{SERVE}\nprocesses = {n}"))
+            url = await stack.enter_async_context(service(own))
+            session = await stack.enter_async_context(aiohttp.ClientSession(url))
+            await ready(session, creatives=False)
+            loads[n] = Load(session, ads)
+            await loads[n].run(arguments.rate, 5.0, arguments.candidates)  # warm
+        rounds = [
+            {
+                f"{n} at {rate:g}/s": await load.run(rate, arguments.seconds, arguments.candidates)
+                for rate in (arguments.rate, HEAVY_PER_S)
+                for n, load in loads.items()
+            }
+            for _ in range(arguments.runs)
+        ]
+    return {
+        name: {key: statistics.median(one[name][key] for one in rounds) for key in ("p50_ms", "p99_ms", "good_per_s")}
+        for name in rounds[0]
+    }
 
 
 async def by_order(config: Path, ads: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
