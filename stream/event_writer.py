@@ -85,11 +85,12 @@ class EventWriter:
 def to_event(event: Served | ClientEvent) -> events.Request | events.Impression | events.Click:
     """Return what was served or sent as an event of the log."""
     if isinstance(event, Served):
-        candidates = [_candidate(ad, "exposed", 1.0) for ad in event.ads]
+        pctrs = event.pctrs or [None] * len(event.ads)
+        candidates = [_candidate(ad, "exposed", 1.0, pctr) for ad, pctr in zip(event.ads, pctrs, strict=True)]
         candidates += [_candidate(ad, RANKED, 1.0) for ad in event.ranked]
         candidates += [_candidate(ad, MATCHED, event.sample_rate) for ad in event.sampled]
         values = cast(dict[str, events.Value], event.values)
-        served = (event.snapshot, event.split, event.arm)
+        served = (event.snapshot, event.split, event.arm, event.counts_s)
         return events.Request(event.request_id, event.time_s, candidates, values, *served)
     assert event.time_s is not None, "the reader of bodies fills in the time"
     ids = (event.request_id, event.ad_id, event.position, event.time_s)
@@ -99,9 +100,9 @@ def to_event(event: Served | ClientEvent) -> events.Request | events.Impression 
     return events.Click(*ids, token=event.token)
 
 
-def _candidate(ad: Ad, stage: str, sample_rate: float) -> events.Candidate:
+def _candidate(ad: Ad, stage: str, sample_rate: float, pctr: float | None = None) -> events.Candidate:
     values = cast(dict[str, events.Value], ad.values)  # is JSON already, and is written as it is
-    return events.Candidate(ad.ad_id, values, stage, sample_rate)
+    return events.Candidate(ad.ad_id, values, stage, sample_rate, pctr)
 
 
 def _refuse_size(size: int) -> NoReturn:

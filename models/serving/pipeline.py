@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -23,7 +23,7 @@ from features.fields import Field, raw_fields
 from features.priors import Floats
 from infra.metrics import ServeMetrics
 from models.serving.bodies import RankReader
-from models.serving.catalog import Catalog
+from models.serving.catalog import Catalog, Creative
 from models.serving.chooser import CreativeChooser, Order
 from models.serving.explain import Trace, explain
 from models.serving.explore import draw_list
@@ -263,6 +263,7 @@ class Pipeline:
         bids = np.array([found.bid_micros(index) for index in kept], np.float64)
         order, propensities = self._order(work, kept, pctrs * bids)
         shown = [kept[index] for index in order]
+        ranked_with = found.chosen.copy()
         self.chooser.choose_again(work, shown)
         ranked = [
             RankedAd(
@@ -289,7 +290,15 @@ class Pipeline:
             inactive=found.inactive,
             arm=work.arm,
         )
-        served = Served(work.request_id, work.time_s, work.values, found.ads(shown), answer.snapshot)
+        served = Served(
+            work.request_id,
+            work.time_s,
+            work.values,
+            found.ads(shown),
+            answer.snapshot,
+            pctrs=[] if "rank" in work.degraded else _pctrs(ranked, shown, ranked_with, found.chosen),
+            counts_s=work.models.scorer.counts_s,
+        )
         if work.arm:
             served = msgspec.structs.replace(served, split=self._split.name, arm=work.arm)
         return self._with_others(served, work, kept, {*shown}), answer
@@ -356,3 +365,12 @@ class Pipeline:
         drawn = rest[np.random.default_rng([work.seed, 1]).random(len(rest)) < rate]
         ranked = found.ads(index for index in kept if index not in shown)
         return msgspec.structs.replace(served, ranked=ranked, sampled=found.ads(drawn.tolist()), sample_rate=rate)
+
+
+def _pctrs(
+    ranked: Sequence[RankedAd], shown: Sequence[int], before: Mapping[int, Creative], chosen: Mapping[int, Creative]
+) -> list[float | None]:
+    """Return the probability of each ad that is shown; None for one whose creative is not that it was ranked with."""
+    return [
+        ad.pctr if before.get(index) is chosen.get(index) else None for ad, index in zip(ranked, shown, strict=True)
+    ]

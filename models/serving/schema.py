@@ -307,6 +307,9 @@ class Served(msgspec.Struct, frozen=True):
         sampled: Of the candidates that were not ranked, those that were drawn with the probability `sample_rate`.
         split: Name of the experiment; empty without one.
         arm: As in the answer.
+        pctrs: Click probability of each of `ads` as it was ranked on the values that stand here; None where its
+            creative was chosen anew behind that; empty where ranking was left out.
+        counts_s: Event time of the counts over the snapshot's; None: the snapshot's own.
     """
 
     request_id: str
@@ -319,6 +322,8 @@ class Served(msgspec.Struct, frozen=True):
     sample_rate: float = 1.0
     split: str = ""
     arm: str = ""
+    pctrs: list[float | None] = []
+    counts_s: float | None = None
 
 
 class Health(msgspec.Struct, frozen=True):
