@@ -65,28 +65,42 @@ class Skew:
         """
         self._load = load
         self._models: OrderedDict[str, _Model] = OrderedDict()
+        self._settled_s: Floats = np.zeros(0)  # when what was known after the slide before had settled
+        self._newest_s: float | None = None  # of it, what is in the counts of the slide after
 
     def measure(self, slide: Slide, rows: Examples, held: Iterable[Snapshot]) -> SkewReport:
-        """Return how far what was served in a slide is from what training says of it.
+        """Return how far what was served in a slide is from what training says of it; to be asked of every slide.
 
         Args:
             slide: Whose rows may say what they were served with.
             rows: What was read of it for learning: with what had settled before, and in it.
             held: Snapshots that need not be loaded.
         """
+        since_s, as_of_s = self._reach(rows), rows.before.base.as_of_s
         served = served_rows(slide.frame)
         chosen = _sample(served)
         left_out = {"limit": len(served) - len(chosen)}
-        since_s, counts_s = rows.before.base.as_of_s, pl.col("counts_s")
-        chosen, left_out["counts"] = _keep(
-            chosen, counts_s.is_null() | ((counts_s >= since_s) & (counts_s < slide.end_s))
-        )
+        counts_s, at_s = pl.col("counts_s"), pl.max_horizontal("counts_s", "request_s")
+        is_known = (counts_s >= since_s) & (counts_s < slide.end_s) & (at_s >= as_of_s)
+        chosen, left_out["counts"] = _keep(chosen, counts_s.is_null() | is_known)
         models = self._models_of(chosen["snapshot"], held, rows.before) if len(chosen) else {}
         chosen, left_out["snapshot"] = _keep(chosen, pl.col("snapshot").is_in([*models]))
         differences = np.zeros(0)
         if len(chosen):
             differences = np.abs(chosen["pctr"].to_numpy() - _recompute(chosen, rows, models))
         return SkewReport(differences, left_out)
+
+    def _reach(self, rows: Examples) -> float:
+        """Return from which moment on it is known what had settled.
+
+        That is the moment of a slide's counts, or earlier where nothing settled in between: in a quiet hour the counts
+        that serve are as old as the last row, and still whole.
+        """
+        as_of_s = rows.before.base.as_of_s
+        if n_counted := int(np.searchsorted(self._settled_s, as_of_s, side="right")):
+            self._newest_s = float(self._settled_s[n_counted - 1])
+        self._settled_s = rows.settled.settled_s
+        return as_of_s if self._newest_s is None else self._newest_s
 
     def _models_of(self, named: pl.Series, held: Iterable[Snapshot], like: Snapshot) -> dict[str, _Model]:
         """Return the models that rows name, as far as they can be had, those of the most rows first."""
@@ -169,10 +183,12 @@ def live_counts(rows: Examples, keys: Keys, counts_s: Floats, at_s: Floats) -> C
     Args:
         rows: Of a slide, with what had settled before.
         keys: (N, S).
-        counts_s: Up to when rows had settled that are counted, (N,); not before the moment of the counts in `rows`.
-        at_s: To when they decay, (N,); to `counts_s` where that is later.
+        counts_s: Up to when rows had settled that are counted, (N,); where that is before the moment of the counts in
+            `rows`, nothing settled in between.
+        at_s: To when they decay, (N,), not before that moment; to `counts_s` where that is later.
     """
     base = rows.before.base
-    then = point_in_time(base, rows.settled, keys, counts_s, slot_counts(rows.before.fields))
-    left = decay((np.maximum(at_s, counts_s) - counts_s)[:, None], base.half_lives_s)  # (N, H)
+    then_s = np.maximum(counts_s, base.as_of_s)
+    then = point_in_time(base, rows.settled, keys, then_s, slot_counts(rows.before.fields))
+    left = decay((np.maximum(at_s, then_s) - then_s)[:, None], base.half_lives_s)  # (N, H)
     return Counts(then.n * left[:, None], then.c * left[:, None], then.root_n * left, then.root_c * left)

@@ -105,6 +105,23 @@ def test_rows_that_were_served_before_a_slides_counts_began_are_not_guessed(newe
     assert [measure(one, newest).left_out["counts"] for one in (early, late)] == [usual + 1, usual + 1]
 
 
+def test_counts_from_before_a_quiet_time_are_still_whole(newest: Snapshot) -> None:
+    learner, comparing = Learner(ClickTask(PLAN)), Skew(absent)
+    quiet = Slide(4, 4000.0, 5000.0, slide(4).frame.filter(pl.col("settled_s") < 4010.0))
+    for one in (slide(1), slide(2), quiet):
+        comparing.measure(one, learner.score(one), [])
+        learner.learn(one)
+    served = serve(newest, slide(1), slide(2), quiet, rows=slide(5))
+    as_of_s = learner.latest.base.as_of_s
+    is_old, is_early = served.frame["counts_s"] < as_of_s, served.frame["request_s"] < as_of_s
+    assert is_old.sum() > is_early.sum() + 10
+    rows = learner.score(served)
+    found = comparing.measure(served, rows, [newest])
+    assert (len(found.differences), found.left_out["counts"]) == (400 - is_early.sum(), is_early.sum())
+    assert found.differences.max() <= TOLERANCE
+    assert Skew(absent).measure(served, rows, [newest]).left_out["counts"] == is_old.sum()  # as after a restart
+
+
 def test_what_was_served_on_a_snapshots_own_counts_is_what_training_says(newest: Snapshot) -> None:
     found = measure(serve(newest, slide(1), slide(2), rows=slide(3), only_own=True), newest)
     assert len(found.differences) == 400
