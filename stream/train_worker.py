@@ -41,6 +41,7 @@ from stream.kafka import Record
 from stream.roles import SESSION_S, Cluster, RoleError, delivered, find_cluster, log, make_app, run_app
 from stream.wiring import new_slides
 
+SKEW_LINE = "train: slide %d: %d rows served and recomputed: mean difference %.1e, largest %.1e"  # the demo reads it
 TAKEOVER_S = SESSION_S + 4.0  # how long a killed trainer may still be a member of the group
 
 
@@ -270,6 +271,9 @@ class TrainService(mode.Service):
             self._metrics.compared([], {"failed": len(served_rows(slide.frame))})
             return
         self._metrics.compared(found.differences.tolist(), found.left_out)
+        if n_rows := len(found.differences):
+            mean, largest = found.differences.mean(), found.differences.max()
+            log.info(SKEW_LINE, slide.index, n_rows, mean, largest)
 
     def _load(self, version: str) -> Snapshot:
         return self._registry.load(version, fields=self._family.fields)[0]
