@@ -76,8 +76,8 @@ def test_a_trainer_within_its_limits_says_nothing_of_them(tmp_path: Path, caplog
     ) > 20.0
 
 
-def with_skew(monkeypatch: pytest.MonkeyPatch, directory: Path, pctr: float, *, is_broken: bool = False) -> Any:
-    """Return the metrics of a trainer whose third slide says one probability of all rows, and its digest."""
+def with_skew(monkeypatch: pytest.MonkeyPatch, directory: Path, pctr: float | None, *, is_broken: bool = False) -> Any:
+    """Return the metrics of a trainer whose third slide says one probability of all rows, or none, and its digest."""
     settings, registry = settings_for(directory, counts_max=100_000, values_max=100_000), CollectorRegistry()
     family = click_family(settings)
     service = TrainService(settings, NO_CLUSTER, family, TrainMetrics(registry))
@@ -86,7 +86,7 @@ def with_skew(monkeypatch: pytest.MonkeyPatch, directory: Path, pctr: float, *, 
         monkeypatch.setattr("models.skew.encode", None)
     for index in (1, 2, 3):
         one = slide(index)
-        if index == 3:
+        if index == 3 and pctr is not None:
             frame = one.frame.with_columns(
                 snapshot=pl.lit(service._learner.latest.version),
                 pctr=pl.lit(pctr),
@@ -108,8 +108,10 @@ def test_what_was_served_is_compared_exported_and_changes_nothing_that_is_learnt
     assert value("freshrank_train_skew_ratio_count") == 1500.0
     assert 0.1 < value("freshrank_train_skew_mean_ratio") < value("freshrank_train_skew_max_ratio") < 1.0
     assert value("freshrank_train_skew_ratio_sum") == pytest.approx(1500.0 * value("freshrank_train_skew_mean_ratio"))
-    assert digest == with_skew(monkeypatch, tmp_path, 0.25)[1]
     assert not caplog.records
+    silent, without = with_skew(monkeypatch, tmp_path, None)
+    assert digest == without
+    assert silent.get_sample_value("freshrank_train_skew_ratio_count") == 0.0
 
     registry, broken = with_skew(monkeypatch, tmp_path, 0.75, is_broken=True)
     assert broken == digest
