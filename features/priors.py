@@ -55,7 +55,7 @@ class Counts:
     root_n: Floats
     root_c: Floats
 
-    def take(self, rows: slice) -> Counts:
+    def take(self, rows: slice | Ints) -> Counts:
         """Return those of some rows."""
         return Counts(self.n[rows], self.c[rows], self.root_n[rows], self.root_c[rows])
 

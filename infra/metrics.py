@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -77,6 +77,10 @@ TASKS = ("click", "prerank", "creatives")
 FOLLOWED_MODELS = ("click", "latest", "prerank", "creatives")  # `latest`: the newest click model, beside the champion
 ARMS = ("champion", "latest", "fallback")
 TRAIN_VALUES = ("counted", "with_row")
+# What was served was recomputed, or not: there was more than is looked at, its snapshot or its counts could not be had
+# any more, or the recomputation failed.
+SKEW_OUTCOMES = ("compared", "limit", "snapshot", "counts", "failed")
+SKEW_BUCKETS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 VALUE_LIMITS = ("counts_max", "values_max")
 DECISIONS = ("warmup", "promote", "hold", "reject", "rollback")
 DRIFT_DETECTORS = ("adwin", "page_hinkley")
@@ -342,10 +346,52 @@ class TrainMetrics:
             buckets=DELAY_BUCKETS_S,
             registry=registry,
         )
+        self._register_skew(registry)
         _preset(self._values, TASKS, TRAIN_VALUES)
         _preset(self._evicted, TASKS, VALUE_LIMITS)
         _preset(self._decisions, TASKS, DECISIONS)
         _preset(self._drift, TASKS, DRIFT_DETECTORS)
+
+    def _register_skew(self, registry: CollectorRegistry) -> None:
+        self._skew = Histogram(
+            "freshrank_train_skew_ratio",
+            "Training/serving skew: click probability as it was served minus as the trainer recomputes it, absolute",
+            buckets=SKEW_BUCKETS,
+            registry=registry,
+        )
+        self._skew_max = Gauge(
+            "freshrank_train_skew_max_ratio",
+            "The largest such difference of the newest slide; NaN where none was found",
+            registry=registry,
+        )
+        self._skew_mean = Gauge(
+            "freshrank_train_skew_mean_ratio",
+            "The mean of the newest slide's; NaN where none was found",
+            registry=registry,
+        )
+        self._skew_rows = Counter(
+            "freshrank_train_skew_rows_total",
+            "Rows that say what they were served with: compared, or why not",
+            ["outcome"],
+            registry=registry,
+        )
+        _preset(self._skew_rows, SKEW_OUTCOMES)
+
+    def compared(self, differences: Sequence[float], left_out: Mapping[str, int]) -> None:
+        """Note what was served in one slide and what the trainer says of it.
+
+        Args:
+            differences: Absolute, of the rows that were compared.
+            left_out: How many others there are, by `SKEW_OUTCOMES`.
+        """
+        for difference in differences:
+            self._skew.observe(difference)
+        n_rows = len(differences)
+        self._skew_max.set(max(differences, default=math.nan))
+        self._skew_mean.set(math.fsum(differences) / n_rows if n_rows else math.nan)
+        self._skew_rows.labels("compared").inc(n_rows)
+        for outcome, count in left_out.items():
+            self._skew_rows.labels(outcome).inc(count)
 
     def learnt(  # the figures of one slide
         self,

@@ -17,6 +17,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     plan.py C everything that decides what is learnt
     task.py C the seam between the step of learning and the kinds of models that take it
     click_task.py C the click model as one of them
+    skew.py C what was served, against the same recomputed as training does
     update.py C one slide from start to end: score, gate, train
     prerank/ C from thousands of candidates to hundreds: learnt as another task
     strategies/ C what a backtest compares: ours, and outside controls

@@ -218,7 +218,7 @@ class Window:
                 return
             parts = [part for _, _, part in self._open.pop(index)]
             self._first_open = index + 1
-            yield self._slide(index, pl.concat(parts))
+            yield self._slide(index, pl.concat(parts, how="diagonal"))  # blocks may have optional columns
 
     def positions(self) -> dict[int, int]:
         """Return per partition the number of the block from which reading must begin to have all open slides.

@@ -26,7 +26,11 @@ _HEADER_KEY = b"freshrank"
 _CANDIDATES = "candidates"
 _IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 _T = TypeVar("_T", bound=msgspec.Struct)
-ARM_COLUMNS = {"split": pa.string(), "arm": pa.string(), "snapshot": pa.string()}  # empty where a row has no arm
+# Of the request: its experiment, empty where a row has no arm, and what answered, empty where it has no `pctr` either.
+ARM_COLUMNS = {"split": pa.string(), "arm": pa.string(), "snapshot": pa.string()}
+# What a row was served with (docs/events.md), null where its request does not say.
+SERVED_COLUMNS = {"pctr": pa.float64(), "counts_s": pa.float64(), "request_s": pa.float64()}
+OPTIONAL_COLUMNS = ARM_COLUMNS | SERVED_COLUMNS
 ARROW_TYPES = {"category": pa.string(), "categories": pa.list_(pa.string()), "number": pa.float64()}
 
 
@@ -145,7 +149,8 @@ class Header(msgspec.Struct, frozen=True):
 def row_schema(fields: Sequence[Field]) -> pa.Schema:
     """Return the columns of a block of examples: one row per settled impression.
 
-    `ARM_COLUMNS` follow where a row of the block has an arm; a log without any has the blocks that it had before arms.
+    `ARM_COLUMNS` follow where a row of the block has an arm, `snapshot` and `SERVED_COLUMNS` where one has a `pctr`: a
+    log without either has the blocks that it had before there were any.
     """
     columns = [
         ("request_id", pa.string()),
@@ -195,7 +200,7 @@ def to_batch(columns: Columns, schema: pa.Schema) -> pa.RecordBatch:
 
 def encode_block(header: Header, columns: Columns, schema: pa.Schema) -> bytes:
     """Return the bytes of a block of examples."""
-    return _to_ipc(to_batch(columns, _with_arms(schema, columns)), header)
+    return _to_ipc(to_batch(columns, _with_optional(schema, columns)), header)
 
 
 def encode_chains(header: Header, chains: Chains, schema: tuple[pa.Schema, pa.Schema]) -> bytes:
@@ -208,13 +213,13 @@ def encode_chains(header: Header, chains: Chains, schema: tuple[pa.Schema, pa.Sc
 
 def to_frame(columns: Columns, schema: pa.Schema) -> pl.DataFrame:
     """Return what `decode_block` gives for a closed block, without going through bytes."""
-    frame = pl.from_arrow(pa.Table.from_batches([to_batch(columns, _with_arms(schema, columns))]))
+    frame = pl.from_arrow(pa.Table.from_batches([to_batch(columns, _with_optional(schema, columns))]))
     assert isinstance(frame, pl.DataFrame)
     return frame
 
 
-def _with_arms(schema: pa.Schema, columns: Columns) -> pa.Schema:
-    return pa.schema([*schema, *ARM_COLUMNS.items()]) if "arm" in columns else schema
+def _with_optional(schema: pa.Schema, columns: Columns) -> pa.Schema:
+    return pa.schema([*schema, *(one for one in OPTIONAL_COLUMNS.items() if one[0] in columns)])
 
 
 def decode_header(data: bytes) -> Header:
@@ -227,7 +232,7 @@ def decode_header(data: bytes) -> Header:
 
 
 def decode_block(data: bytes) -> tuple[Header, pl.DataFrame]:
-    """Return a block of examples as its header and a frame with the columns of `row_schema`, or also of `ARM_COLUMNS`.
+    """Return a block of examples as its header and a frame with the columns of `row_schema`, and optional ones.
 
     Raises:
         BlockError: If the bytes are no block of a version that this program reads.

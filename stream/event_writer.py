@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from infra.metrics import ServeMetrics
 from models.serving.pipeline import Unavailable
-from models.serving.schema import Click, ClientEvent, Impression, Rejected, Served
+from models.serving.schema import Ad, Click, ClientEvent, Impression, Rejected, Served
 from stream import events
 from stream.partitioner import murmur2_partition
 
@@ -86,19 +86,23 @@ class EventWriter:
 def to_event(event: Served | ClientEvent) -> events.Request | events.Impression | events.Click:
     """Return what was served or sent as an event of the log."""
     if isinstance(event, Served):
-        candidates = [events.Candidate(ad.ad_id, cast(dict[str, events.Value], ad.values)) for ad in event.ads]
+        pctrs = event.pctrs or [None] * len(event.ads)
+        candidates = [_shown(ad, pctr) for ad, pctr in zip(event.ads, pctrs, strict=True)]
         candidates += _others(event.ranked, RANKED, 1.0)
         candidates += _others(event.sampled, MATCHED, event.sample_rate)
-        served = (event.snapshot, event.split, event.arm)
-        return events.Request(
-            event.request_id, event.time_s, candidates, cast(dict[str, events.Value], event.values), *served
-        )
+        values = cast(dict[str, events.Value], event.values)
+        served = (event.snapshot, event.split, event.arm, event.counts_s)
+        return events.Request(event.request_id, event.time_s, candidates, values, *served)
     assert event.time_s is not None, "the reader of bodies fills in the time"
     ids = (event.request_id, event.ad_id, event.position, event.time_s)
     if isinstance(event, Impression):
         return events.Impression(*ids, propensity=event.propensity, token=event.token)
     assert isinstance(event, Click)
     return events.Click(*ids, token=event.token)
+
+
+def _shown(ad: Ad, pctr: float | None) -> events.Candidate:
+    return events.Candidate(ad.ad_id, cast(dict[str, events.Value], ad.values), pctr=pctr)
 
 
 def _others(ads: list[bytes], stage: str, sample_rate: float) -> list[events.Candidate]:

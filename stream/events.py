@@ -31,12 +31,14 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         stage: The deepest stage of the cascade that it reached.
         sample_rate: Probability with which it is among the candidates; below 1 where a request holds a sample of those
             that did not come far.
+        pctr: Click probability that it was shown with, by the request's snapshot on these values; None: not said.
     """
 
     ad_id: str
     values: dict[str, Value] = {}
     stage: str = "exposed"
     sample_rate: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
+    pctr: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
 
 
 class Request(msgspec.Struct, frozen=True, tag_field="type", tag="request", omit_defaults=True, gc=False):
@@ -50,6 +52,7 @@ class Request(msgspec.Struct, frozen=True, tag_field="type", tag="request", omit
         snapshot: Version of the snapshot that ranked them; empty in a replay.
         split: Name of the experiment that its user took part in; empty: none.
         arm: Which arm of it answered.
+        counts_s: Event time of the live counts that it was answered on; None: the snapshot's own counts.
     """
 
     request_id: str
@@ -59,6 +62,7 @@ class Request(msgspec.Struct, frozen=True, tag_field="type", tag="request", omit
     snapshot: str = ""
     split: str = ""
     arm: str = ""
+    counts_s: float | None = None
     v: int = VERSION
 
 

@@ -5,7 +5,7 @@ Owns the passing of settings to tasks, and what a block of `examples` or `chains
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from models.click_task import ClickTask
 from models.prerank.task import CANDIDATE, PrerankTask, chain_rows, exposed_rows
 from models.task import Task
 from models.window import SOURCE, fit_columns
-from stream.blocks import ARM_COLUMNS, Header, decode_block, decode_chains
+from stream.blocks import OPTIONAL_COLUMNS, SERVED_COLUMNS, Header, decode_block, decode_chains
 from stream.plan import new_creative_plan, new_plan, new_prerank_plan
 
 Kind = Literal["click", "prerank", "creatives"]
@@ -75,7 +75,7 @@ def click_family(settings: Settings) -> Family:
         kind="click",
         task=ClickTask(new_plan(settings)),
         topic="examples",
-        decode=example_decoder(settings.fields),
+        decode=example_decoder(settings.fields, keep=("snapshot", *SERVED_COLUMNS)),
         complete_s=lambda header: header.watermark_s,
         identity=SOURCE,
     )
@@ -137,12 +137,20 @@ def families_of(settings: Settings) -> tuple[Family, ...]:
     return (click_family(settings), *(family for family in others if family is not None))
 
 
-def example_decoder(fields: tuple[Field, ...]) -> Callable[[bytes], tuple[Header, pl.DataFrame]]:
-    """Return what reads blocks of examples, with the columns of these fields."""
+def example_decoder(
+    fields: tuple[Field, ...], *, keep: Collection[str] = ()
+) -> Callable[[bytes], tuple[Header, pl.DataFrame]]:
+    """Return what reads blocks of examples, with the columns of these fields.
+
+    Args:
+        fields: Of who reads.
+        keep: Which of `OPTIONAL_COLUMNS` stay where a block has them: nothing is learnt from any.
+    """
+    dropped = [name for name in OPTIONAL_COLUMNS if name not in keep]
 
     def decode(value: bytes) -> tuple[Header, pl.DataFrame]:
         header, frame = decode_block(value)
-        return header, fit_columns(frame.drop(ARM_COLUMNS, strict=False), fields)  # arms are not learnt from
+        return header, fit_columns(frame.drop(dropped, strict=False), fields)
 
     return decode
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.fields import Field, raw_fields
-from stream.blocks import ARM_COLUMNS, REQUEST_SIDES, Chains, Columns
+from stream.blocks import ARM_COLUMNS, OPTIONAL_COLUMNS, REQUEST_SIDES, SERVED_COLUMNS, Chains, Columns
 from stream.events import Candidate, EventError, Request, Value
 from stream.slabs import Cells, Slab, Slabs
 
@@ -129,13 +129,17 @@ Left = tuple[Row, str, float, KnownRequest]
 
 def ad_bytes(request: Request) -> list[int]:
     """Return about how many bytes a row of each candidate adds to a block, never far too few."""
-    of_request = 100 + _values_bytes(request.values) + sum(map(len, _arm_cells(request)))
-    return [of_request + _values_bytes(candidate.values) for candidate in request.candidates]
+    served = 8 * len(SERVED_COLUMNS) + len(request.snapshot)
+    of_request = 100 + _values_bytes(request.values) + (sum(map(len, _arm_cells(request))) if request.arm else 0)
+    return [
+        of_request + _values_bytes(candidate.values) + (served if candidate.pctr is not None else 0)
+        for candidate in request.candidates
+    ]
 
 
 def _arm_cells(request: Request) -> tuple[str, str, str]:
-    """Return what a request says in `ARM_COLUMNS`: nothing without an arm."""
-    return (request.split, request.arm, request.snapshot) if request.arm else ("", "", "")
+    """Return what a request says in `ARM_COLUMNS`: no experiment without an arm."""
+    return (request.split if request.arm else "", request.arm, request.snapshot)
 
 
 def _values_bytes(values: dict[str, Value]) -> int:
@@ -154,12 +158,15 @@ class RowColumns:
         raw = raw_fields(fields)
         of_requests = [field for field in raw if field.side in REQUEST_SIDES]
         of_ads = [field for field in raw if field.side not in REQUEST_SIDES]
-        self._requests = Slabs({"request_id": pa.string(), "time_s": pa.float64(), **ARM_COLUMNS}, of_requests)
-        self._ads = Slabs({"ad_id": pa.string(), "stage": pa.string(), "sample_rate": pa.float64()}, of_ads)
+        of_request = {"request_id": pa.string(), "time_s": pa.float64(), **ARM_COLUMNS, "counts_s": pa.float64()}
+        of_ad = {"ad_id": pa.string(), "stage": pa.string(), "sample_rate": pa.float64(), "pctr": pa.float64()}
+        self._requests = Slabs(of_request, of_requests)
+        self._ads = Slabs(of_ad, of_ads)
 
     def request_cells(self, event: Request) -> Cells:
         """Return what rows and chains take from a request itself."""
-        return (event.request_id, event.time_s, *_arm_cells(event), *map(event.values.get, self._requests.names))
+        own = (event.request_id, event.time_s, *_arm_cells(event), event.counts_s)
+        return (*own, *map(event.values.get, self._requests.names))
 
     def check_request(self, cells: Cells) -> None:
         """Check the user's and the context's values: EventError `bad_value` if one is not of its field's kind."""
@@ -172,11 +179,11 @@ class RowColumns:
     def put(self, cells: Cells, candidates: Sequence[Candidate]) -> tuple[Slab, int, Slab, int]:
         """Put a request and its candidates where rows and chains will take them from; return those places."""
         names = self._ads.names
-        ads = [(ad.ad_id, ad.stage, ad.sample_rate, *map(ad.values.get, names)) for ad in candidates]
+        ads = [(ad.ad_id, ad.stage, ad.sample_rate, ad.pctr, *map(ad.values.get, names)) for ad in candidates]
         return *self._requests.add([cells]), *self._ads.add(ads)
 
     def examples(self, left: Sequence[Left]) -> Columns:
-        """Return rows that left in the columns of `row_schema`; those of `ARM_COLUMNS` if one has an arm."""
+        """Return rows that left in the columns of `row_schema`, with the optional ones that one of them fills."""
         rows, kinds, settled_s, requests = zip(*left, strict=True) if left else ((), (), (), ())
         of_requests = self._requests.take([one.slab for one in requests], [one.place for one in requests])
         places = [request.first_ad + row.candidate for row, request in zip(rows, requests, strict=True)]
@@ -191,9 +198,9 @@ class RowColumns:
             "source_partition": self._partitions(len(rows)),
             "source_offset": [row.offset for row in rows],
         }
-        if not any(pc.unique(of_requests["arm"]).to_pylist() if rows else ()):
-            of_requests = {name: column for name, column in of_requests.items() if name not in ARM_COLUMNS}
-        return of_requests | of_ads | of_rows
+        optional = _optional(of_requests, of_ads) if rows else {}
+        known = {name: column for name, column in (of_requests | of_ads).items() if name not in OPTIONAL_COLUMNS}
+        return known | of_rows | optional
 
     def chains(self, requests: Sequence[KnownRequest]) -> Chains:
         """Return forgotten requests, and what became of their candidates, in the columns of `chain_schema`."""
@@ -218,6 +225,22 @@ class RowColumns:
 
     def _partitions(self, n_rows: int) -> pa.Array:
         return pa.repeat(pa.scalar(self._partition, pa.int32()), n_rows)
+
+
+def _optional(of_requests: Columns, of_ads: Columns) -> Columns:
+    """Return those of `OPTIONAL_COLUMNS` that a row fills: those of an arm, those of what it was served with."""
+    has_arm, is_served = pc.not_equal(of_requests["arm"], ""), pc.is_valid(of_ads["pctr"])
+    found: Columns = {}
+    if pc.any(has_arm).as_py():
+        found |= {"split": of_requests["split"], "arm": of_requests["arm"]}
+    if pc.any(is_served).as_py():
+        names = {"counts_s": of_requests["counts_s"], "request_s": of_requests["time_s"]}
+        nothing = pa.scalar(None, pa.float64())
+        found |= {"pctr": of_ads["pctr"]}
+        found |= {name: pc.if_else(is_served, column, nothing) for name, column in names.items()}
+    if found:
+        found["snapshot"] = pc.if_else(pc.or_(has_arm, is_served), of_requests["snapshot"], "")
+    return found
 
 
 def _outcomes(requests: Sequence[KnownRequest], n_candidates: int) -> tuple[list[str], list[int | None]]:

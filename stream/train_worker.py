@@ -27,6 +27,8 @@ from prometheus_client import CollectorRegistry
 from infra.metrics import TrainMetrics
 from infra.settings import Settings, registry_url
 from models.registry import Registry
+from models.skew import Skew, served_rows
+from models.snapshot import Snapshot
 from models.train import resolve_device, use_threads
 from models.update import Learner, UpdateReport
 from models.window import Slide, Window
@@ -39,6 +41,7 @@ from stream.kafka import Record
 from stream.roles import SESSION_S, Cluster, RoleError, delivered, find_cluster, log, make_app, run_app
 from stream.wiring import new_slides
 
+SKEW_LINE = "train: slide %d: %d rows served and recomputed: mean difference %.1e, largest %.1e"  # the demo reads it
 TAKEOVER_S = SESSION_S + 4.0  # how long a killed trainer may still be a member of the group
 
 
@@ -88,6 +91,7 @@ class TrainService(mode.Service):
         self._family = family
         self._registry = Registry(registry_url(settings))
         self._metrics = metrics
+        self._skew = Skew(self._load) if family.kind == "click" else None
         self._producer: AIOKafkaProducer | None = None
         self._turn = asyncio.Lock()  # learning a slide, or doing what people ask for
         self._news = asyncio.Event()  # somebody asked for something
@@ -179,6 +183,7 @@ class TrainService(mode.Service):
             await self._heed()
             loop = asyncio.get_running_loop()
             await self._announce(await loop.run_in_executor(self._thread, self._learn_and_save, slide, positions))
+            await loop.run_in_executor(self._thread, self._compare_served, slide)  # nobody waits for that
 
     async def _heed(self) -> Announcement | None:
         """Do what people asked for since the newest announcement, and announce it; None where nothing was done."""
@@ -224,6 +229,7 @@ class TrainService(mode.Service):
     def _learn_and_save(self, slide: Slide, positions: dict[int, int]) -> Announcement:
         started_s = time.perf_counter()
         judged = self._learner.latest.version
+        self._rows = self._learner.score(slide)
         report = self._learner.learn(slide)
         learn_s = time.perf_counter() - started_s
         announcement = to_announcement(self._family.name, report, learn_s, self._newest)
@@ -251,6 +257,26 @@ class TrainService(mode.Service):
         self._registry.prune(self._settings.registry.keep, protect=versions_in_use(announcement))
         self._newest, self._positions = announcement, positions
         return announcement
+
+    def _compare_served(self, slide: Slide) -> None:
+        """Measure the training/serving skew of a slide that was learnt; what fails here is said, and does no harm."""
+        if self._skew is None:
+            return
+        learner = self._learner
+        held = [one for one in (learner.champion, learner.latest, learner.former) if one is not None]
+        try:
+            found = self._skew.measure(slide, self._rows, held)
+        except Exception:  # noqa: BLE001  # whatever it is, learning goes on
+            log.exception("train: slide %d: what was served could not be compared", slide.index)
+            self._metrics.compared([], {"failed": len(served_rows(slide.frame))})
+            return
+        self._metrics.compared(found.differences.tolist(), found.left_out)
+        if n_rows := len(found.differences):
+            mean, largest = found.differences.mean(), found.differences.max()
+            log.info(SKEW_LINE, slide.index, n_rows, mean, largest)
+
+    def _load(self, version: str) -> Snapshot:
+        return self._registry.load(version, fields=self._family.fields)[0]
 
     def _warn_of_overload(self, report: UpdateReport, learn_s: float) -> None:
         length_s = report.end_s - report.start_s

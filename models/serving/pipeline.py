@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ from features.encode import Keys, ValueEncoder, join_keys
 from features.fields import Field, raw_fields
 from features.priors import Floats
 from infra.metrics import ServeMetrics
+from models.serving.ad_table import Creative
 from models.serving.bodies import RankReader
 from models.serving.catalog import Catalog
 from models.serving.chooser import CreativeChooser, Order
@@ -266,6 +267,7 @@ class Pipeline:
         bids = found.bids(kept)
         order, propensities = self._order(work, kept, pctrs * bids)
         shown = [kept[index] for index in order]
+        ranked_with = found.chosen.copy()
         self.chooser.choose_again(work, shown)
         ranked = [
             RankedAd(
@@ -292,7 +294,15 @@ class Pipeline:
             inactive=work.inactive,
             arm=work.arm,
         )
-        served = Served(work.request_id, work.time_s, work.values, found.ads(shown), answer.snapshot)
+        served = Served(
+            work.request_id,
+            work.time_s,
+            work.values,
+            found.ads(shown),
+            answer.snapshot,
+            pctrs=[] if "rank" in work.degraded else _pctrs(ranked, shown, ranked_with, found.chosen),
+            counts_s=work.models.scorer.counts_s,
+        )
         if work.arm:
             served = msgspec.structs.replace(served, split=self._split.name, arm=work.arm)
         return self._with_others(served, work, kept, {*shown}), answer
@@ -358,3 +368,12 @@ class Pipeline:
         ranked, sampled = [index for index in kept if index not in shown], drawn.tolist()
         json = {"ranked": found.ads_json(ranked), "sampled": found.ads_json(sampled)}
         return msgspec.structs.replace(served, **json, sample_rate=rate)
+
+
+def _pctrs(
+    ranked: Sequence[RankedAd], shown: Sequence[int], before: Mapping[int, Creative], chosen: Mapping[int, Creative]
+) -> list[float | None]:
+    """Return the probability of each ad that is shown; None for one whose creative is not that it was ranked with."""
+    return [
+        ad.pctr if before.get(index) is chosen.get(index) else None for ad, index in zip(ranked, shown, strict=True)
+    ]

@@ -10,6 +10,8 @@ Shape legend: `K` candidates, `S` slots.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +31,7 @@ class Scorer:
         version: The snapshot's.
         slide: The last slide that it has seen; None: none.
         table: The counts in use: the snapshot's, with newer ones on top.
+        counts_s: Event time of the newer ones; None: there are none, the snapshot's own are in use.
         snapshot: What it scores with.
     """
 
@@ -37,6 +40,8 @@ class Scorer:
         self.version = snapshot.version
         self.slide = snapshot.slide
         self.table = table
+        is_own = table is snapshot.priors or not math.isfinite(table.as_of_s)
+        self.counts_s = None if is_own else table.as_of_s
         self.snapshot = snapshot
         self._predictor = predictor
 

@@ -308,6 +308,9 @@ class Served(msgspec.Struct, frozen=True):
             likewise.
         split: Name of the experiment; empty without one.
         arm: As in the answer.
+        pctrs: Click probability of each of `ads` as it was ranked on the values that stand here; None where its
+            creative was chosen anew behind that; empty where ranking was left out.
+        counts_s: Event time of the counts over the snapshot's; None: the snapshot's own.
     """
 
     request_id: str
@@ -320,6 +323,8 @@ class Served(msgspec.Struct, frozen=True):
     sample_rate: float = 1.0
     split: str = ""
     arm: str = ""
+    pctrs: list[float | None] = []
+    counts_s: float | None = None
 
 
 class Health(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pyarrow as pa
 
-from stream.audit.story import ARM_COLUMNS, Chain, Expected, Row, Rules
+from stream.audit.story import ARM_COLUMNS, SERVED_COLUMNS, Chain, Expected, Row, Rules
 
 VERSION = 1
 HEADER_KEY = b"freshrank"
@@ -195,7 +195,7 @@ class Comparison:
 
     def _take_rows(self, head: Head, found: Sequence[Mapping[str, Any]]) -> None:
         end = self._passed(self._expected.rows, head, head.rows_ahead)
-        must = _with_arms([row.values for row in self._expected.rows[self._row_at : end]])
+        must = _with_optional([row.values for row in self._expected.rows[self._row_at : end]])
         for row, there in zip_longest(must, found):
             self._compare(head, "examples", row, there)
         self._row_at = end
@@ -292,11 +292,14 @@ LAWS = {
 _KINDS = {"clicked": "clicked", "expired_negative": "expired_negative", "late_corrected": "corrected"}
 
 
-def _with_arms(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of a block: if one of them has an arm, all have its columns."""
-    if not any("arm" in row for row in rows):
-        return rows
-    return [dict.fromkeys(ARM_COLUMNS, "") | row for row in rows]
+def _with_optional(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a block: if one of them has an arm, or says what it was served with, all have the columns."""
+    nothing: dict[str, Any] = {}
+    if any("pctr" in row for row in rows):
+        nothing |= dict.fromkeys(SERVED_COLUMNS) | {"snapshot": ""}
+    if any("arm" in row for row in rows):
+        nothing |= dict.fromkeys(ARM_COLUMNS, "")
+    return [nothing | row for row in rows] if nothing else rows
 
 
 def _is_behind(one: Row | Chain, before: Sequence[Row | Chain]) -> bool:

@@ -63,6 +63,7 @@ class Candidate(msgspec.Struct, gc=False):
     values: dict[str, Value] = {}
     stage: str = "exposed"
     sample_rate: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
+    pctr: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
 
 
 class Request(msgspec.Struct, tag_field="type", tag="request"):
@@ -75,6 +76,7 @@ class Request(msgspec.Struct, tag_field="type", tag="request"):
     snapshot: str = ""
     split: str = ""
     arm: str = ""
+    counts_s: float | None = None
     v: int = 1
 
 

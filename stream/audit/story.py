@@ -20,6 +20,7 @@ from features.fields import Field, raw_fields
 from stream.audit.events import Candidate, Click, Impression, Place, Request, Value
 
 ARM_COLUMNS = ("split", "arm", "snapshot")
+SERVED_COLUMNS = ("snapshot", "pctr", "counts_s", "request_s")
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -263,6 +264,9 @@ class Story:
         values |= _columns(candidate.values, self._candidate_fields)
         if asked.event.arm:
             values |= {name: getattr(asked.event, name) for name in ARM_COLUMNS}
+        if candidate.pctr is not None:
+            own = (asked.event.snapshot, candidate.pctr, asked.event.counts_s, asked.event.time_s)
+            values |= zip(SERVED_COLUMNS, own, strict=True)
         yield Row(values, shown.settled_s, offset, offset)
         if shown.corrected is not None:
             settled_s, since = shown.corrected

@@ -27,7 +27,7 @@ from models.registry import Registry
 from stream.blocks import Counts
 from stream.cascade import Cascade, Funnel
 from stream.demo.arms import HourTally, phases, score
-from stream.demo.deployment import Deployment, Seen
+from stream.demo.deployment import Deployment, Seen, Skew
 from stream.demo.processes import Children
 from stream.demo.screen import Screen
 from stream.demo.setup import Setup
@@ -67,6 +67,7 @@ class Outcome:
         static: Version of the model that stayed as it was.
         served: Versions that have answered, in order.
         sent: What the visitors have sent.
+        skew: Of what the service showed, as the trainer recomputed it.
         missing: By how much the ledger's counts differ from all that was sent, by kind of event.
         stages: Wall time by stage, seconds.
     """
@@ -76,6 +77,7 @@ class Outcome:
     tallies: list[HourTally] = field(default_factory=list)
     served: list[str] = field(default_factory=list)
     sent: Counts = field(default_factory=Counts)
+    skew: Skew = field(default_factory=Skew)
     missing: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -143,6 +145,7 @@ class ClosedLoop:
         outcome.stages["loop"] = time.monotonic() - loop_s
         outcome.sent, outcome.served = visitors.sent, visitors.served
         outcome.missing = missing(deployment.seen.counts, deployment.seen.replayed, visitors.sent)
+        outcome.skew = deployment.skew
         deployment.measure()
         deployment.phase = "done"
         deployment.show()

@@ -11,11 +11,12 @@ with its data.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -54,6 +55,14 @@ class Seen:
     prior_values: int = 0
     prior_as_of_s: float | None = None
     notes: list[str] = field(default_factory=list)
+
+
+class Skew(NamedTuple):
+    """Training/serving skew: rows compared, and the mean and the largest difference; none without rows."""
+
+    rows: int = 0
+    mean: float | None = None
+    largest: float | None = None
 
 
 class Deployment:
@@ -123,6 +132,15 @@ class Deployment:
             memory_bytes=self._children.usage.memory_bytes,
             notes=self.seen.notes,
         )
+
+    @property
+    def skew(self) -> Skew:
+        """What the trainer that runs now has said of what was served, over all slides."""
+        said = [(int(n), float(mean), float(most)) for n, mean, most in _SKEW.findall(self._children.log_of("train"))]
+        n_rows = sum(n for n, _, _ in said)
+        if not n_rows:
+            return Skew()
+        return Skew(n_rows, sum(n * mean for n, mean, _ in said) / n_rows, max(most for _, _, most in said))
 
     @property
     def champion(self) -> str:
@@ -258,6 +276,7 @@ class Deployment:
 
 
 _CLI = (sys.executable, "-m", "stream.cli")
+_SKEW = re.compile(r"(\d+) rows served and recomputed: mean difference (\S+), largest (\S+)")  # as the trainer says it
 
 
 def _slide_row(announcement: Announcement) -> SlideRow:

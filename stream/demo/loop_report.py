@@ -16,6 +16,7 @@ The object that `--json` writes:
 | swaps | how often the service went over to another one while it was asked |
 | ledger, violations | counts over all partitions; by how much each conservation law is broken |
 | sent, missing | what the visitors have sent; by how much the ledger's counts differ from all that was sent |
+| skew | training/serving skew of what the service showed: rows compared, mean and largest difference |
 | slides | every announcement of the trainer |
 | memory_bytes_max, memory_measure, processes, plot, notes | as in the demo |
 """
@@ -108,6 +109,7 @@ class LoopReport:
             "violations": outcome.seen.counts.violations(),
             "sent": {kind: getattr(outcome.sent, kind) for kind in outcome.missing},
             "missing": outcome.missing,
+            "skew": outcome.skew._asdict(),
             "slides": outcome.seen.announcements,
             **self._children.report(),
             "plot": str(plot),
@@ -121,10 +123,15 @@ class LoopReport:
         lost = {kind: count for kind, count in result["missing"].items() if count}
         cpu = ", ".join(f"{name} {one['cpu_s']:.0f} s" for name, one in result["processes"].items())
         accounted = f"NOT as sent, ledger minus sent: {lost}" if lost else "the ledger has counted every event sent"
+        skew = "nothing of what was shown was recomputed"
+        if (rows := result["skew"]["rows"]) > 0:
+            mean, largest = result["skew"]["mean"], result["skew"]["largest"]
+            figures = f"mean {mean:.1e}, largest {largest:.1e}"
+            skew = f"training/serving skew of {rows:,} rows: {figures} (counts still coming in)"
         laws = "\n".join(law_lines(self._outcome.seen.counts))
         return (
             f"{sent['requests']:,} requests, {sent['impressions']:,} impressions and {sent['clicks']:,} clicks of"
-            f" visitors; {result['swaps']} swaps of snapshots\n{laws}\n{accounted}\n"
+            f" visitors; {result['swaps']} swaps of snapshots\n{laws}\n{accounted}\n{skew}\n"
             f"{stages['loop']:.0f} s for the loop, {result['seconds']:.0f} s in all; processor time: {cpu}\n"
             f"picture: {result['plot']}"
         )

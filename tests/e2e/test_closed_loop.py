@@ -64,6 +64,12 @@ def test_what_the_people_clicked_became_the_models_that_answered_them(result: di
     assert set(result["snapshots"]) <= {slide["champion"] for slide in result["slides"]}
 
 
+def test_what_the_service_showed_is_recomputed_by_the_trainer(result: dict[str, Any]) -> None:
+    """How far apart depends on the machine: an hour passes in seconds, in all partitions at once."""
+    assert 5_000 < result["skew"]["rows"] <= result["sent"]["impressions"]
+    assert 0.0 < result["skew"]["mean"] <= result["skew"]["largest"] < 0.5
+
+
 def test_who_learns_from_the_people_serves_them_better_than_chance(result: dict[str, Any]) -> None:
     """By true chances, over 1,000 requests: no luck of clicks is in it."""
     assert list(result["phases"]) == PHASES
@@ -75,6 +81,12 @@ def test_who_learns_from_the_people_serves_them_better_than_chance(result: dict[
 
 
 def test_the_table_says_it_all_and_there_is_a_picture(said: str, result: dict[str, Any]) -> None:
-    for words in (*PHASES, "learning is ahead by", "swaps of snapshots", "the ledger has counted every event sent"):
+    for words in (
+        *PHASES,
+        "learning is ahead by",
+        "swaps of snapshots",
+        "training/serving skew of",
+        "the ledger has counted every event sent",
+    ):
         assert words in said
     assert Path(result["plot"]).read_bytes().startswith(b"\x89PNG")

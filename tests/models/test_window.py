@@ -117,6 +117,14 @@ def test_reading_again_from_the_saved_positions_gives_the_remaining_slides(seed:
     assert content(collect(resumed, again)) == content([s for s in wanted if s.index > learnt])
 
 
+def test_blocks_of_a_slide_may_differ_in_their_optional_columns() -> None:
+    window = Window(2, Slides(slide_s=100.0))
+    window.add(0, 0, 500.0, frame(time_s=[1.0], source_partition=[0]))
+    window.add(1, 0, 500.0, frame(time_s=[2.0], source_partition=[1]).with_columns(pctr=pl.lit(0.5)))
+    (found,) = window.closed()
+    assert found.frame["pctr"].to_list() == [None, 0.5]
+
+
 def test_a_slide_waits_for_the_slowest_partition() -> None:
     window = Window(2, Slides(slide_s=100.0))
     window.add(0, 0, 500.0, frame(time_s=[1.0], source_partition=[0]))

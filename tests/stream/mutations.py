@@ -84,7 +84,13 @@ class _World:
 
     def _request(self, name: str, time_s: float) -> dict[str, Any]:
         ads = [{"ad_id": f"ad{i}", "values": {"ad": f"ad{i}", "tags": ["a", i], "price": i / 2}} for i in range(4)]
-        return {"type": "request", "request_id": name, "time_s": time_s, "candidates": ads, "values": {"user": "u1"}}
+        request = {"type": "request", "request_id": name, "time_s": time_s, "candidates": ads, "values": {"user": "u1"}}
+        kind = self._n_names % 4  # no draw: what is said of serving changes no other record
+        if kind >= 2:
+            request |= {"snapshot": "ctr-1", "counts_s": time_s - 30.0} if kind == 2 else {"snapshot": "ctr-2"}
+            for i in range(kind):
+                ads[i]["pctr"] = 0.25 * i
+        return request
 
     def _time_s(self) -> float:
         """Nearly always about now; now and then far away, and once in a while the world goes there."""

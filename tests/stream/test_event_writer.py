@@ -68,6 +68,19 @@ def test_the_arm_that_answered_is_in_the_request_of_the_log() -> None:
     assert b"arm" not in events.encode_event(to_event(SERVED))
 
 
+def test_the_request_of_the_log_says_what_was_served_and_on_which_counts() -> None:
+    both = [*SERVED.ads, Ad("a2", {"ad": "a2"})]
+    others = [b'{"ad_id":"a3","values":{}']
+    served = msgspec.structs.replace(SERVED, ads=both, ranked=others, pctrs=[0.25, None], counts_s=6.5)
+    event = events.decode_event(events.encode_event(to_event(served)))
+    assert isinstance(event, events.Request)
+    assert [one.pctr for one in event.candidates] == [0.25, None, None]
+    assert event.counts_s == 6.5
+    written = events.encode_event(to_event(SERVED))
+    assert b"pctr" not in written
+    assert b"counts_s" not in written
+
+
 def test_impressions_and_clicks_keep_their_ids_time_and_propensity() -> None:
     assert to_event(Impression("r1", "a1", 3, 7.5, 0.25)) == events.Impression("r1", "a1", 3, 7.5, 0.25)
     assert to_event(CLICK) == events.Click("r1", "a1", 3, 7.5)

@@ -217,6 +217,43 @@ def test_a_log_without_arms_has_the_blocks_that_it_had_before_there_were_any() -
         assert decode_block(encode_block(block.header, block.rows, SCHEMA))[1].columns == SCHEMA.names
 
 
+def served(request_id: str, time_s: float, pctrs: list[float | None], **changes: Any) -> Request:
+    event = request(request_id, time_s)
+    ads = [msgspec.structs.replace(ad, pctr=pctr) for ad, pctr in zip(event.candidates, pctrs, strict=True)]
+    return msgspec.structs.replace(event, candidates=ads, snapshot="ctr-2", **changes)
+
+
+def test_what_an_ad_was_served_with_travels_into_its_row() -> None:
+    arm = {"split": "fresh", "arm": "latest"}
+    events = [
+        *(served("r", 0.5, [0.25, None], counts_s=-7.0), served("s", 0.0, [0.5, 0.5]), armed("t", 0.0, "")),
+        *(served("u", 0.0, [0.125, None], counts_s=3.0, **arm), armed("v", 0.0, "champion")),
+    ]
+    shown = [impression(name, 1.0 + 0.1 * at) for at, name in enumerate("rstuv")]
+    blocks = run(new_ledger(block_rows=10), [*events, *shown, impression("r", 2.0, 1), Tick(100.0)])
+    (block,) = [b for b in blocks if b.rows["click"]]
+    names = ["request_id", "split", "arm", "snapshot", "pctr", "counts_s", "request_s"]
+    for frame in (decode_block(encode_block(block.header, block.rows, SCHEMA))[1], to_frame(block.rows, SCHEMA)):
+        assert frame.columns == [*SCHEMA.names, *names[1:]]
+        assert frame.select(names).rows() == [
+            ("r", "", "", "ctr-2", 0.25, -7.0, 0.5),
+            ("s", "", "", "ctr-2", 0.5, None, 0.0),
+            ("t", "", "", "", None, None, None),
+            ("u", "fresh", "latest", "ctr-2", 0.125, 3.0, 0.0),
+            ("v", "fresh", "champion", "ctr-1", None, None, None),
+            ("r", "", "", "", None, None, None),
+        ]
+
+
+def test_a_block_without_arms_has_no_columns_of_them_beside_what_was_served() -> None:
+    blocks = run(new_ledger(), [served("r", 0.0, [0.25, None]), impression("r", 1.0), Tick(100.0)])
+    (block,) = [b for b in blocks if b.rows["click"]]
+    frame = decode_block(encode_block(block.header, block.rows, SCHEMA))[1]
+    assert frame.columns == [*SCHEMA.names, "snapshot", "pctr", "counts_s", "request_s"]
+    assert example_decoder(FIELDS)(encode_block(block.header, block.rows, SCHEMA))[1].columns == SCHEMA.names
+    assert ad_bytes(served("r", 0.0, [0.25, None]))[0] > ad_bytes(served("r", 0.0, [None, None]))[0]
+
+
 def test_arms_are_no_part_of_what_is_learnt_from() -> None:
     blocks = run(
         new_ledger(block_rows=1),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -70,3 +74,47 @@ def test_a_trainer_within_its_limits_says_nothing_of_them(tmp_path: Path, caplog
     assert (
         registry.get_sample_value("freshrank_train_values_count", {"task": "click", "what": "with_row"}) or 0.0
     ) > 20.0
+
+
+def with_skew(monkeypatch: pytest.MonkeyPatch, directory: Path, pctr: float | None, *, is_broken: bool = False) -> Any:
+    """Return the metrics of a trainer whose third slide says one probability of all rows, or none, and its digest."""
+    settings, registry = settings_for(directory, counts_max=100_000, values_max=100_000), CollectorRegistry()
+    family = click_family(settings)
+    service = TrainService(settings, NO_CLUSTER, family, TrainMetrics(registry))
+    service._learner, service._newest, service._commands = Learner(family.task), None, 0
+    if is_broken:
+        monkeypatch.setattr("models.skew.encode", None)
+    for index in (1, 2, 3):
+        one = slide(index)
+        if index == 3 and pctr is not None:
+            frame = one.frame.with_columns(
+                snapshot=pl.lit(service._learner.latest.version),
+                pctr=pl.lit(pctr),
+                counts_s=pl.lit(None, pl.Float64()),
+                request_s=pl.col("time_s"),
+            )
+            one = dataclasses.replace(one, frame=frame)
+        service._learn_and_save(one, {})
+        service._compare_served(one)
+    return registry, service._learner.latest.digest
+
+
+def test_what_was_served_is_compared_exported_and_changes_nothing_that_is_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry, digest = with_skew(monkeypatch, tmp_path, 0.75)
+    value = registry.get_sample_value
+    assert value("freshrank_train_skew_rows_total", {"outcome": "compared"}) == 1500.0
+    assert value("freshrank_train_skew_ratio_count") == 1500.0
+    assert 0.1 < value("freshrank_train_skew_mean_ratio") < value("freshrank_train_skew_max_ratio") < 1.0
+    assert value("freshrank_train_skew_ratio_sum") == pytest.approx(1500.0 * value("freshrank_train_skew_mean_ratio"))
+    assert not caplog.records
+    silent, without = with_skew(monkeypatch, tmp_path, None)
+    assert digest == without
+    assert silent.get_sample_value("freshrank_train_skew_ratio_count") == 0.0
+
+    registry, broken = with_skew(monkeypatch, tmp_path, 0.75, is_broken=True)
+    assert broken == digest
+    assert registry.get_sample_value("freshrank_train_skew_rows_total", {"outcome": "failed"}) == 1500.0
+    assert math.isnan(registry.get_sample_value("freshrank_train_skew_max_ratio"))
+    assert "train: slide 3: what was served could not be compared" in caplog.text

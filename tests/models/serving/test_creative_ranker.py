@@ -154,6 +154,20 @@ async def test_each_user_is_shown_the_creative_that_a_ranker_expects_them_to_cli
         assert {one.propensity for one in answer.ads} == {1.0}
 
 
+@pytest.mark.parametrize("order", ["parallel", "pre", "post"])
+async def test_an_ad_is_not_said_to_be_served_with_the_probability_of_another_creative(order: str) -> None:
+    ranking = Ranking(order)
+    by_prior = [one.creative_id for one in (await ranking.rank(0))[0].ads]
+    ranking.hold()
+    kept = 0
+    for user in range(2):
+        answer, served = await ranking.rank(user)
+        is_scored = [order == "pre" or ad.creative_id in by_prior for ad in answer.ads]
+        assert served.pctrs == [ad.pctr if is_so else None for ad, is_so in zip(answer.ads, is_scored, strict=True)]
+        kept += sum(is_scored)
+    assert kept == 6 if order == "pre" else kept < 6
+
+
 async def test_without_a_ranker_the_prior_chooses_for_everybody_alike() -> None:
     ranking = Ranking("parallel")
     one, other = (await ranking.rank(0))[0], (await ranking.rank(1))[0]

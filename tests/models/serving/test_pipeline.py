@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 
 from features.encode import encode
+from features.live_priors import PublishedCounts
 from models.serving.pipeline import Unavailable
 from models.serving.rank import Scorer
 from models.serving.schema import Ad, ClientEvent, Rejected, Served
 from tests.models.serving.asked import candidate_frame
 from tests.models.serving.service import BODY, NOW_S, Service, ready_service
-from tests.models.serving.trained import FIELDS, two_snapshots
+from tests.models.serving.test_rank import update_from
+from tests.models.serving.trained import FIELDS, PLAN, two_snapshots
 
 
 def body(**changed: Any) -> bytes:
@@ -26,6 +29,21 @@ def body(**changed: Any) -> bytes:
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
     return ready_service(tmp_path)
+
+
+async def test_the_log_says_what_each_ad_that_is_shown_was_served_with(service: Service) -> None:
+    scorer = service.holder.current
+    assert scorer is not None
+    at_s = scorer.table.as_of_s + 5.0
+    answers = [await service.pipeline.rank(body())]
+    update = dataclasses.replace(update_from(scorer.table), at_s=at_s)
+    service.holder.swap(
+        scorer.with_live_counts(PublishedCounts.empty(PLAN.half_lives_s, len(FIELDS)).updated([update]))
+    )
+    answers.append(await service.pipeline.rank(body(request_id="q2")))
+    logged = [event for event in service.log.events if isinstance(event, Served)]
+    assert [one.pctrs for one in logged] == [[ad.pctr for ad in one.ads] for one in answers]
+    assert [one.counts_s for one in logged] == [None, at_s]
 
 
 async def test_the_answer_holds_the_best_ads_in_order_with_their_snapshot(service: Service) -> None:

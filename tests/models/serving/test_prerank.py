@@ -263,6 +263,7 @@ async def test_what_would_come_too_late_is_left_out_said_and_counted(
     assert answer.prerank == (preranker.version if prerank else "prior")
     assert len(answer.ads) == len(served.ads) == 3
     assert all(0.0 < one.pctr < 1.0 for one in answer.ads)
+    assert served.pctrs == ([] if "rank" in degraded else [one.pctr for one in answer.ads])
     for part in ("prerank", "rank"):
         assert service.metric("freshrank_rank_degraded_total", part=part) == float(part in degraded)
 

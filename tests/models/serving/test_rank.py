@@ -11,6 +11,7 @@ from features.encode import encode, slot_fields
 from features.live_priors import CountUpdate, PublishedCounts
 from features.priors import PriorTable, SettledRows, advance, lookup
 from models.batch import Predictor
+from models.click_task import ClickTask
 from models.serving.rank import Scorer, best_first
 from models.serving.schema import Ad
 from models.window import Slide
@@ -84,6 +85,15 @@ def test_live_counts_older_than_the_snapshot_change_nothing() -> None:
     scorer = Scorer.from_snapshot(two_snapshots()[1])
     later = scorer.with_live_counts(published(counted(slide(1))))
     np.testing.assert_array_equal(later.table.n, scorer.table.n)
+
+
+def test_a_scorer_says_of_which_moment_the_counts_over_its_snapshots_own_are() -> None:
+    own, live = Scorer.from_snapshot(two_snapshots()[1]), counted(slide(1), slide(2), slide(3))
+    nothing = PublishedCounts.empty(PLAN.half_lives_s, len(FIELDS))
+    initial = Scorer.from_snapshot(ClickTask(PLAN).initial())
+    assert own.with_live_counts(published(live)).counts_s == live.as_of_s
+    assert [one.counts_s for one in (own, own.with_live_counts(published(counted(slide(1)))))] == [None, None]
+    assert [one.counts_s for one in (initial, initial.with_live_counts(nothing))] == [None, None]
 
 
 def test_new_counts_make_a_new_scorer_and_leave_the_old_one_alone() -> None:

@@ -247,7 +247,23 @@ def test_audit_follows_rules_that_change_between_runs(
     audit(there, before, start=there.examples[-1].head)
 
 
+def served(request_id: str, time_s: float, **changes: Any) -> Request:
+    """Return a request whose first ad says its click probability."""
+    event = request(request_id, time_s)
+    first, *others = event.candidates
+    ads = [msgspec.structs.replace(first, pctr=0.25), *others]
+    return msgspec.structs.replace(event, candidates=ads, snapshot="v", **changes)
+
+
 CORNERS: dict[str, list[Event]] = {
+    "some requests say what they were served with": [
+        *(served("r", 0.0, counts_s=-1.5), impression("r", 1.0), impression("r", 1.0, 1), click("r", 2.0)),
+        *(request("t", 2.0), impression("t", 3.0), served("u", 3.0), impression("u", 4.0), Tick(40.0)),
+    ],
+    "one that says it has an arm, and others do not": [
+        *(served("r", 0.0, split="s", arm="a"), impression("r", 1.0), served("t", 2.0), impression("t", 3.0)),
+        *(request("u", 4.0), impression("u", 5.0), Tick(40.0)),
+    ],
     "some requests were answered by an arm of an experiment": [
         *(msgspec.structs.replace(request("r", 0.0), split="s", arm="a", snapshot="v"), impression("r", 1.0)),
         *(request("t", 2.0), impression("t", 3.0), click("t", 4.0), Tick(40.0)),
@@ -301,6 +317,17 @@ def test_audit_finds_an_arm_that_did_not_answer() -> None:
     assert (row["split"], row["arm"], row["snapshot"]) == ("", "", "")
     row["arm"] = "a"
     with pytest.raises(Difference, match="arm in examples must be , got a"):
+        audit(there, ran)
+
+
+def test_audit_finds_a_probability_that_was_not_served() -> None:
+    ran = run(stream(*CORNERS["some requests say what they were served with"]), RULES)
+    there = topics(ran.blocks)
+    rows = {(row["request_id"], row["position"]): row for block in there.examples for row in block.rows}
+    assert (rows["r", 0]["pctr"], rows["r", 0]["counts_s"], rows["r", 0]["snapshot"]) == (0.25, -1.5, "v")
+    assert (rows["r", 1]["pctr"], rows["r", 1]["snapshot"]) == (None, "")
+    rows["r", 0]["pctr"] = 0.5
+    with pytest.raises(Difference, match=r"pctr in examples must be 0\.25, got 0\.5"):
         audit(there, ran)
 
 
