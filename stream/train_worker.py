@@ -69,8 +69,7 @@ def run_train_worker(settings: Settings, *, registry: CollectorRegistry | None =
 def _learning(services: Sequence[TrainService]) -> Callable[[faust.StreamT[bytes]], Awaitable[None]]:
     async def learn(stream: faust.StreamT[bytes]) -> None:
         async for partition, record in delivered(stream):
-            for service in services:
-                await service.take(partition, record)
+            await asyncio.gather(*(service.take(partition, record) for service in services))  # each has its thread
 
     return learn
 
@@ -109,8 +108,9 @@ class TrainService(mode.Service):
 
     @mode.Service.task
     async def _follow_commands(self) -> None:
-        async def take(_: list[Record]) -> None:
-            self._news.set()
+        async def take(records: list[Record]) -> None:
+            if any(record.key == self._family.name.encode() for record in records):
+                self._news.set()
 
         topic, options = self._cluster.topic("commands"), self._cluster.options
         await follow(topic, take, options=options, at_end=lambda: None, failed=lambda: None)
