@@ -10,6 +10,7 @@ which values, is written before the answer leaves, so that no impression can com
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -157,6 +158,7 @@ class Pipeline:
         self._sign = sign
         self._users = users
         self._split = split or Split()
+        self._turn = asyncio.Lock()
         self._latest: Holder[Scorer] = latest or Holder()
         self._clock = clock
         self._reader = RankReader(fields, candidates_max=rules.candidates_max, top=rules.top, is_replay=is_replay)
@@ -173,7 +175,9 @@ class Pipeline:
         query = self._reader.read(body)
         self._metrics.candidates.observe(len(query.ids))
         work = await self._begin(query, models, begun_s)
-        served, answer = self._answer(work)
+        async with self._turn:  # one after the other; a wait that is too long leaves out what `deadline_s` says
+            served, answer = self._answer(work)
+            await asyncio.sleep(0)  # or those that are written would wait for the log's word until no more come
         for part in answer.degraded:
             self._metrics.degraded.labels(part).inc()
         if work.arm:

@@ -127,3 +127,18 @@ async def test_a_request_keeps_the_scorer_it_began_with(service: Service) -> Non
     (event,) = service.log.events
     assert isinstance(event, Served)
     assert answer.snapshot == event.snapshot == two_snapshots()[0].version
+
+
+async def test_who_is_scored_hears_of_the_log_before_all_others_are_scored(service: Service) -> None:
+    said: list[str] = []
+
+    async def publish(event: Served | ClientEvent) -> None:
+        said.append(f"{event.request_id} scored")
+        for _ in range(3):  # as many turns of the loop as a client of the log may need
+            await asyncio.sleep(0)
+        said.append(f"{event.request_id} written")
+
+    service.pipeline._publish = publish
+    await asyncio.gather(*(service.pipeline.rank(body(request_id=f"q{number}")) for number in range(10)))
+    assert said.index("q0 written") < said.index("q9 scored")
+    assert [one for one in said if one.endswith("scored")] == [f"q{number} scored" for number in range(10)]
