@@ -65,7 +65,7 @@ CREATIVES = 'network = "exposed-only"'
 SERVE = "candidates_max = 10000"
 HEAVY_PER_S = 150.0  # more than one process answers on the machines that this was written on
 PARTS = ("rate", "grow", "processes", "orders", "swaps")
-N_SWAPS, N_ROLLBACKS, SWAP_S = 100, 10, 0.25
+N_SWAPS, N_ROLLBACKS, SWAP_S = 100, 10, 0.5
 
 
 def main() -> None:
@@ -227,11 +227,13 @@ async def under_swaps(load: Load, log: Log, arguments: argparse.Namespace) -> di
         truth[found["snapshot"]] = found["ads"]
     assert len(truth) == 2, "the two snapshots must have served in turn"
     before = await load.run(arguments.rate, seconds, arguments.candidates, body)
+    swaps = await load.swaps()
     swapping = asyncio.create_task(log.swap_again(N_SWAPS + N_ROLLBACKS))
     during = await load.run(arguments.rate, seconds, arguments.candidates, body)
     await swapping
     mixed = sum(truth.get(one["snapshot"]) != one["ads"] for one in load.answers)
     return {
+        "swaps": await load.swaps() - swaps,
         "without": before,
         "during": during,
         "p99_over_without": during["p99_ms"] / before["p99_ms"],
@@ -366,6 +368,13 @@ class Load:
             "degraded_share": self._degraded / len(results),
             "failed": float(len(results) - len(good)),
         }
+
+    async def swaps(self) -> float:
+        """Return how many click models the service has brought in."""
+        async with self._session.get("/metrics") as answer:
+            text = await answer.text()
+        found = re.search(r'swaps_total\{outcome="swapped",task="click"\} (\S+)', text)
+        return float(found[1]) if found else 0.0
 
     async def ask(self, body: bytes) -> dict[str, Any]:
         async with self._session.post("/v1/rank", data=body) as answer:

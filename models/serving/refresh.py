@@ -13,8 +13,8 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from models.swap import Holder
 
 log = logging.getLogger("freshrank.refresh")
 
+T = TypeVar("T")
+
+PAUSE_S = 0.03  # by hand: several times what a sample takes; a swap then takes a third of a second
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0  # a registry that was away is asked again within this time
 
@@ -218,7 +221,7 @@ class Refresher(Follower):
         snapshot, _ = self._registry.load(version, fields=self._fields)
         try:
             scorer = Scorer.from_snapshot(snapshot)
-            scores = np.concatenate([scorer.score(keys, time_s) for keys, time_s in self._samples()])
+            scores = np.concatenate([scorer.score(keys, time_s) for keys, time_s in _in_passing(self._samples())])
         except LookupError as error:
             rule = "hold every tensor that this release reads"
             raise SnapshotError(
@@ -309,7 +312,7 @@ class PrerankRefresher(Follower):
         self._numbers = {}
         try:
             preranker = Preranker.from_snapshot(snapshot).with_ads(self._keys_of(ads))
-            scores = np.concatenate([self._try(preranker, *sample) for sample in self._samples()])
+            scores = np.concatenate([self._try(preranker, *sample) for sample in _in_passing(self._samples())])
         except LookupError as error:
             rule = "hold every tensor that this release reads"
             raise SnapshotError(
@@ -322,3 +325,11 @@ class PrerankRefresher(Follower):
     def _try(self, preranker: Preranker, request: Keys, candidates: Keys) -> Scores:
         numbers = np.full(len(candidates), NO_NUMBER)
         return preranker.score(request, numbers, lambda places: candidates[places][:, self._slots])
+
+
+def _in_passing(samples: Sequence[T]) -> Iterator[T]:
+    """Yield samples with a pause before each and behind them: requests that are answered meanwhile hardly notice."""
+    for sample in samples:
+        time.sleep(PAUSE_S)
+        yield sample
+    time.sleep(PAUSE_S)
