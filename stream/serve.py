@@ -217,23 +217,7 @@ class _Service:
         self._said: dict[str, Announcement] = {}  # by family, the newest
         registry = Registry(registry_url(settings))
         latest: Holder[Scorer] = Holder()
-        self._pipeline = Pipeline(
-            settings.fields,
-            holder=self._holder,
-            prerankers=self._prerankers,
-            creative_rankers=self._creative_rankers,
-            catalog=self._catalog,
-            publish=writer.publish,
-            metrics=metrics,
-            rules=to_rules(settings),
-            now_s=self.now_s,
-            new_id=lambda: uuid.uuid4().hex,
-            sign=_signer(settings),
-            is_replay=settings.kafka.clock == "replay",
-            users=self.users,
-            split=_split(settings),
-            latest=latest,
-        )
+        self._pipeline = self._new_pipeline(writer, latest)
         self.prerank_refresher = PrerankRefresher(
             registry,
             self._prerankers,
@@ -275,6 +259,26 @@ class _Service:
             key_hashes=api_key_hashes(settings),
             readiness=self.readiness,
             now_s=self.now_s,
+        )
+
+    def _new_pipeline(self, writer: EventWriter, latest: Holder[Scorer]) -> Pipeline:
+        settings = self.settings
+        return Pipeline(
+            settings.fields,
+            holder=self._holder,
+            prerankers=self._prerankers,
+            creative_rankers=self._creative_rankers,
+            catalog=self._catalog,
+            publish=writer.publish,
+            metrics=self.metrics,
+            rules=to_rules(settings),
+            now_s=self.now_s,
+            new_id=lambda: uuid.uuid4().hex,
+            sign=_signer(settings),
+            is_replay=settings.kafka.clock == "replay",
+            users=self.users,
+            split=_split(settings),
+            latest=latest,
         )
 
     def now_s(self) -> float:
