@@ -16,6 +16,7 @@ Files in reading order (C: core, values in and values out; E: edge, does the IO)
     samples.py C a few recent requests, for new snapshots to prove themselves on
     chooser.py E when it is chosen: beside the ad ranker, before or behind it
     work.py C a request under way
+    record.py C what was answered and on which values, as the log is to have it
     pipeline.py E one request from candidates to answer
     refresh.py E brings new snapshots in
     latest.py E brings the newest model in beside the champion

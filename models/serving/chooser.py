@@ -30,7 +30,7 @@ from models.serving.work import Work
 Order = Literal["parallel", "pre", "post"]
 Choices = Mapping[int, Held]
 SAMPLED = 10  # creatives that a new ranker is warmed up on
-AGAIN = 2  # the stream of a request's draws for creatives that are chosen again; pipeline.py has another
+AGAIN = 2  # the stream of a request's draws for creatives that are chosen again; record.py has another
 
 
 class CreativeChooser:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -23,7 +23,6 @@ from features.encode import Keys, ValueEncoder, join_keys
 from features.fields import Field, raw_fields
 from features.priors import Floats
 from infra.metrics import ServeMetrics
-from models.serving.ad_table import Creative
 from models.serving.bodies import RankReader
 from models.serving.catalog import Catalog
 from models.serving.chooser import CreativeChooser, Order
@@ -31,6 +30,7 @@ from models.serving.explain import Trace, explain
 from models.serving.explore import draw_list
 from models.serving.prerank import Preranker, item_slots, prior_posterior, prior_rates
 from models.serving.rank import Scorer, Scores, best_first
+from models.serving.record import to_served
 from models.serving.samples import Samples
 from models.serving.schema import Clean, ClientEvent, ExplainAnswer, RankAnswer, RankedAd, RankQuery, Served
 from models.serving.split import Split
@@ -298,18 +298,9 @@ class Pipeline:
             inactive=work.inactive,
             arm=work.arm,
         )
-        served = Served(
-            work.request_id,
-            work.time_s,
-            work.values,
-            found.ads(shown),
-            answer.snapshot,
-            pctrs=[] if "rank" in work.degraded else _pctrs(ranked, shown, ranked_with, found.chosen),
-            counts_s=work.models.scorer.counts_s,
-        )
-        if work.arm:
-            served = msgspec.structs.replace(served, split=self._split.name, arm=work.arm)
-        return self._with_others(served, work, kept, {*shown}), answer
+        shown_at = {index: ad.pctr for index, ad in zip(shown, ranked, strict=True)}
+        split, rate = self._split.name, self._rules.sample_rate
+        return to_served(work, kept, shown_at, ranked_with, split=split, sample_rate=rate), answer
 
     def _prerank(self, work: Work) -> list[int]:
         """Return which candidates are ranked; all, in the order asked, where they are few enough."""
@@ -359,25 +350,3 @@ class Pipeline:
             posterior = prior_posterior(work.models.scorer.table, self._fields, id_keys, work.time_s)
         order, propensities = draw_list(values, posterior, top=work.query.top, explore=explore, seed=work.seed)
         return order.tolist(), propensities.tolist()
-
-    def _with_others(self, served: Served, work: Work, kept: list[int], shown: set[int]) -> Served:
-        """Return what was served with what was considered beside, where something learns from that."""
-        rate, found = self._rules.sample_rate, work.found
-        if rate is None:
-            return served
-        others = np.ones(len(found), bool)
-        others[kept] = False
-        rest = np.flatnonzero(others)
-        drawn = rest[np.random.default_rng([work.seed, 1]).random(len(rest)) < rate]
-        ranked, sampled = [index for index in kept if index not in shown], drawn.tolist()
-        json = {"ranked": found.ads_json(ranked), "sampled": found.ads_json(sampled)}
-        return msgspec.structs.replace(served, **json, sample_rate=rate)
-
-
-def _pctrs(
-    ranked: Sequence[RankedAd], shown: Sequence[int], before: Mapping[int, Creative], chosen: Mapping[int, Creative]
-) -> list[float | None]:
-    """Return the probability of each ad that is shown; None for one whose creative is not that it was ranked with."""
-    return [
-        ad.pctr if before.get(index) is chosen.get(index) else None for ad, index in zip(ranked, shown, strict=True)
-    ]
