@@ -14,6 +14,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -85,6 +86,12 @@ class Rules(msgspec.Struct, frozen=True):
     explore_ads: float
     creatives: Order
     deadline_s: float
+
+
+class _Completed(NamedTuple):
+    values: dict[str, Clean]
+    time_s: float
+    is_without: bool
 
 
 class Pipeline:
@@ -174,8 +181,9 @@ class Pipeline:
         models = self._models()
         query = self._reader.read(body)
         self._metrics.candidates.observe(len(query.ids))
-        work = await self._begin(query, models, begun_s)
+        completed = await self._complete(query)
         async with self._turn:  # one after the other; a wait that is too long leaves out what `deadline_s` says
+            work = self._begin(query, completed, models, begun_s)
             served, answer = self._answer(work)
             await asyncio.sleep(0)  # or those that are written would wait for the log's word until no more come
         for part in answer.degraded:
@@ -200,7 +208,7 @@ class Pipeline:
         if self._rules.creatives != "pre":  # then its choice comes behind the scores, and changes none
             models = models._replace(creative_ranker=None)
         query, wanted = self._reader.read_explain(body)
-        work = await self._begin(query, models, math.inf)
+        work = self._begin(query, await self._complete(query), models, math.inf)
         kept = self._prerank(work)
         asked_for, ranked = {*wanted}, {*kept}
         others = [n for n, ad_id in enumerate(work.found.ids) if ad_id in asked_for and n not in ranked]
@@ -234,10 +242,10 @@ class Pipeline:
             raise Unavailable("snapshot", "none has been announced yet, or none could be loaded")
         return Models(scorer, self._prerankers.current, self._creative_rankers.current)
 
-    async def _begin(self, query: RankQuery, models: Models, begun_s: float) -> Work:
+    def _begin(self, query: RankQuery, completed: _Completed, models: Models, begun_s: float) -> Work:
+        """Return a request that is to be worked on now: the ads that it found are not to change meanwhile."""
+        values, time_s, is_without = completed
         arm, scorer = self._split.choose(query.values, models.scorer, self._latest.current)
-        time_s = self._now_s() if query.time_s is None else query.time_s
-        values, is_without = await self._complete(query.values, time_s)
         request_id = query.request_id or self._new_id()
         found, inactive = self._catalog.resolve(query.ids, query.own)
         return Work(
@@ -255,14 +263,15 @@ class Pipeline:
             degraded=["users"] if is_without else [],
         )
 
-    async def _complete(self, values: dict[str, Clean], time_s: float) -> tuple[dict[str, Clean], bool]:
-        """Return the values of a request with those of its user in the store, and whether it had to go without."""
+    async def _complete(self, query: RankQuery) -> _Completed:
+        """Return a request's time, its values with those of its user in the store, and whether it goes without them."""
+        time_s = self._now_s() if query.time_s is None else query.time_s
         if self._users is None:
-            return values, False
+            return _Completed(query.values, time_s, is_without=False)
         begun_s = self._clock()
-        completed = await self._users.complete(values, time_s)
+        values, is_without = await self._users.complete(query.values, time_s)
         self._metrics.rank_latency_s.labels("users").observe(self._clock() - begun_s)
-        return completed
+        return _Completed(values, time_s, is_without)
 
     def _answer(self, work: Work) -> tuple[Served, RankAnswer]:
         found, kept = work.found, self._prerank(work)

@@ -142,3 +142,18 @@ async def test_who_is_scored_hears_of_the_log_before_all_others_are_scored(servi
     await asyncio.gather(*(service.pipeline.rank(body(request_id=f"q{number}")) for number in range(10)))
     assert said.index("q0 written") < said.index("q9 scored")
     assert [one for one in said if one.endswith("scored")] == [f"q{number} scored" for number in range(10)]
+
+
+async def test_ads_that_change_while_a_request_waits_are_as_they_are_when_it_is_scored(service: Service) -> None:
+    async with service.pipeline._turn:
+        asked = asyncio.create_task(service.pipeline.rank(body(candidates=["ad3", "ad4"])))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        service.catalog.put("ad3", None)
+        service.catalog.put("another", b'{"ad_id": "another", "values": {"tags": ["t9"]}, "bid_micros": 9000000}')
+    answer = await asked
+    served = service.log.events[-1]
+    assert isinstance(served, Served)
+    assert {one.ad_id: one.known for one in answer.ads} == {"ad3": False, "ad4": True}
+    assert {one.ad_id: one.bid_micros for one in answer.ads}["ad3"] == 1_000_000
+    assert {one.ad_id: one.values for one in served.ads}["ad3"] == {"ad": "ad3"}
