@@ -3,9 +3,10 @@
 Owns the order of the steps, when one is left out, and what is remembered of a request for warming up. Must not know
 HTTP or Kafka, and holds no maths: it is handed models, a catalog and a way to publish.
 
-Invariants: one request is answered by one scorer and one pre-ranker, those it began with; what is left out to answer in
-time is said and counted; the event that says what was shown, and on
-which values, is written before the answer leaves, so that no impression can come before its request.
+Invariants: one request is answered by one scorer and one pre-ranker, those it began with; one is scored at a time, from
+looking its candidates up to its record, so no ad changes meanwhile; what is left out to answer in time is said and
+counted; the event that says what was shown, and on which values, is written before the answer leaves, so that no
+impression can come before its request.
 """
 
 from __future__ import annotations
