@@ -222,6 +222,11 @@ class Resolved:
         """Return how many there are."""
         return len(self.ids)
 
+    def without(self, indices: Sequence[int]) -> Resolved:
+        """Return the others."""
+        others = np.delete(np.arange(len(self.ids)), indices)
+        return Resolved(self._table, [self.ids[index] for index in others.tolist()], self.rows[others], self._own)
+
     def held(self, index: int) -> Held | None:
         """Return what the table holds of a candidate; None: nothing."""
         return self._table.held[int(self.rows[index])]

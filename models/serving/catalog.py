@@ -159,10 +159,7 @@ class Catalog:
             own: Values that the caller gave for some, by id; they win over the catalog's.
         """
         found = self.table.resolve(ids, own)
-        if not self._inactive or not (unknown := np.flatnonzero(found.rows == 0)).size:
+        unknown = np.flatnonzero(found.rows == 0).tolist() if self._inactive else []
+        if not (gone := [index for index in unknown if ids[index] in self._inactive]):
             return found, []
-        inactive = [ad_id for index in unknown.tolist() if (ad_id := ids[index]) in self._inactive]
-        if not inactive:
-            return found, []
-        gone = {*inactive}
-        return self.table.resolve([ad_id for ad_id in ids if ad_id not in gone], own), inactive
+        return found.without(gone), [ids[index] for index in gone]

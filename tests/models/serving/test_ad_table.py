@@ -53,6 +53,9 @@ def test_what_is_resolved_is_what_was_put_last(puts: list[tuple[str, Any]], name
     assert [index for index, _ in found.with_choice(places)] == [
         index for index, ad_id in enumerate(IDS) if ad_id in truth and truth[ad_id][2]
     ]
+    others = found.without([1, 3])
+    assert [others.values(index) for index in range(3)] == [expected[index] for index in (0, 2, 4)]
+    assert others.numbers.tolist() == found.numbers[[0, 2, 4]].tolist()
     is_numbered = [ad_id in truth and ad_id not in named for ad_id in IDS]
     assert (found.numbers != NO_NUMBER).tolist() == is_numbered
     assert len({*found.numbers[is_numbered].tolist()}) == sum(is_numbered)
