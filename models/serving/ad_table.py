@@ -19,19 +19,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from features.encode import Keys, ValueEncoder, field_key
 from features.fields import Field, field_slots, id_field, raw_fields
-from features.priors import Floats
+from features.priors import Floats, Ints
 from models.serving.schema import Ad, Clean
 
 BID_MICROS = 1_000_000  # of ads that say none: one for all, so that they rank by their click probability
 NO_NUMBER = -1
 _ROWS_MIN = 1024
 _encode = msgspec.json.Encoder().encode
-
-Ints = npt.NDArray[np.int64]
 
 
 class Creative(msgspec.Struct, frozen=True, gc=False):
@@ -81,6 +78,7 @@ class AdTable:
         id_name: The field that holds an ad's id.
         creative_name: The field that holds a creative's id; empty: there is none.
         encoder: Of the values of ads and their creatives.
+        id_slot: Which of its slots holds the key of an ad's id.
         of_creatives: Names of the fields of creatives.
         keys: Of each ad's values, (A, S), as `encoder` gives them.
         bids: In millionths, (A,).

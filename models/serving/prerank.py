@@ -23,13 +23,12 @@ from torch.nn import functional
 from features.encode import Keys
 from features.fields import Field, id_field, slot_counts
 from features.posteriors import overall_rate, smoothed
-from features.priors import Floats, PriorTable, find, lookup_longest
+from features.priors import Floats, Ints, PriorTable, find, lookup_longest
 from models.prerank.build import PRERANKERS, trunk_of
 from models.prerank.heads import head_scores
 from models.prerank.inputs import is_of_ad, pool, shares_of
 from models.prerank.task import vectors_of
 from models.prerank.trunk import Trunk
-from models.serving.ad_table import Ints
 from models.serving.rank import Scores
 from models.snapshot import Snapshot
 
